@@ -1,0 +1,3 @@
+"""Personalized federated learning by backbone self-distillation, over torch.distributed."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,114 @@
+"""One client's turn at its rank's live model: its private tensors and its local training loop."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedbsd_dist.config import Train
+from fedbsd_dist.data.shards import Shard
+from fedbsd_dist.models.flat import FlatModel
+from fedbsd_dist.randomness import generator, named_seed
+
+LARGE_BATCH = 512
+"""Samples a forward pass where nothing is learned: evaluation, teacher and frozen features."""
+
+Loss = Callable[..., tuple[Tensor, Sequence[Tensor]]]
+"""Batches of the training tensors -> (loss to descend, the losses to report), all scalars."""
+
+
+class Turn:
+    """The client has just received: the live model is the shared state and its own private state."""
+
+    def __init__(
+        self,
+        *,
+        client: int,
+        round: int,
+        seed: int,
+        options: Train,
+        model: FlatModel,
+        shard: Shard,
+        private: dict[str, Tensor],
+    ) -> None:
+        """`private`: this client's row of each private group, float32 [numel]."""
+        self.client, self.round, self.seed = client, round, seed
+        self.options, self.model, self.shard, self.private = options, model, shard, private
+        self.images = shard.normalized(shard.train_images)
+        """Training images, float32 [n, c, h, w]."""
+        self.labels = shard.train_labels
+        """Training labels, int64 [n]."""
+
+    def sgd(
+        self,
+        loss: Loss,
+        tensors: Sequence[Tensor],
+        *,
+        groups: Sequence[str],
+        epochs: int,
+        purpose: str = "batches",
+    ) -> Tensor:
+        """Descend `loss` on `groups` for `epochs` passes over `tensors` [n, ...], in batches of shuffled rows.
+
+        Returns, over all steps, the sums of the reported losses, each times its batch's size, and the
+        number of samples: float32 [num_losses + 1]. The shuffle is that of (seed, purpose, round, client).
+        """
+        parameters = self.model.train_only(groups)
+        optimizer = torch.optim.SGD(
+            [
+                {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.options.weight_decay},
+                {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+            ],
+            lr=self.options.lr,
+            momentum=self.options.momentum,
+        )
+        torch.manual_seed(named_seed(self.seed, purpose, "dropout", self.round, self.client))
+        draw = generator(self.seed, purpose, self.round, self.client)
+        size = self.options.batch_size
+        reports: list[Tensor] = []
+        sizes: list[int] = []
+        for _ in range(epochs):
+            order = torch.from_numpy(draw.permutation(len(tensors[0]))).to(tensors[0].device)
+            for batch in zip(*(tensor[order].split(size) for tensor in tensors), strict=True):
+                optimizer.zero_grad()
+                total, reported = loss(*batch)
+                total.backward()
+                optimizer.step()
+                reports.append(torch.stack([*reported]).detach())
+                sizes.append(len(batch[0]))
+        weights = torch.tensor(sizes, dtype=torch.float32, device=order.device)
+        return torch.cat([weights @ torch.stack(reports), weights.sum()[None]])
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """The live backbone's output [n, d] for `images`, in evaluation mode: no dropout, no batch statistics."""
+        self.model.module.eval()
+        return torch.cat([self.model.module.backbone(chunk) for chunk in images.split(LARGE_BATCH)])
+
+    def tune_head(self, epochs: int) -> None:
+        """Learn the head alone on the features of the backbone as it is, which are computed once."""
+        head = self.model.module.head
+
+        def loss(features: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+            classification = F.cross_entropy(head(features), labels)
+            return classification, [classification]
+
+        if epochs:
+            tensors = (self.features(self.images), self.labels)
+            self.sgd(loss, tensors, groups=["head"], epochs=epochs, purpose="head tuning")
+
+    @torch.no_grad()
+    def test(self) -> tuple[int, int, float]:
+        """(correct, number of test samples, summed cross-entropy) of the live model on the client's test set."""
+        features = self.features(self.shard.normalized(self.shard.test_images))
+        logits = self.model.module.head(features)
+        labels = self.shard.test_labels
+        numbers = torch.stack(
+            [
+                (logits.argmax(1) == labels).sum().double(),
+                F.cross_entropy(logits, labels, reduction="sum").double(),
+            ]
+        )
+        correct, loss = numbers.tolist()
+        return int(correct), len(labels), loss

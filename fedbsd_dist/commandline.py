@@ -1,0 +1,170 @@
+"""From a command line to a RunConfig: defaults <- YAML file <- `section.field=value`; and `--help`.
+
+Unknown keys are refused with the nearest valid one.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from fedbsd_dist.config import MethodOptions, RunConfig, Section
+from fedbsd_dist.errors import UserError
+
+Methods = Mapping[str, type[MethodOptions]]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain scalars: 1e-3 is a number, `no` and 2026-01-31 are text."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|false", "tf"),
+    ("null", r"null|~|", ["n", "~", ""]),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def load(arguments: Sequence[str], methods: Methods) -> RunConfig:
+    """The configuration of a command line `[CONFIG.yaml] [section.field=value ...]`.
+
+    `methods` maps each `method.name` to its class of options; the first is the default.
+    Raises UserError naming every key that is unknown or has an impossible value.
+    """
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        if "=" in argument:
+            _override(values, argument)
+        else:
+            _merge(values, _read_file(Path(argument)))
+    method = values.pop("method", {})
+    if not isinstance(method, dict):
+        raise UserError(f"method={method}: write method.name={method} instead.")
+    name = method.setdefault("name", next(iter(methods)))
+    if not isinstance(name, str) or name not in methods:
+        raise UserError(
+            f"method.name={name}: no such method.{_nearest(str(name), methods)} There are: {', '.join(methods)}."
+        )
+    options = _validate(methods[name], method, "method.", methods)
+    return _validate(RunConfig, {**values, "method": options}, "", methods)
+
+
+def _validate(section: type[Any], values: Any, prefix: str, methods: Methods) -> Any:
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(problem, prefix, methods) for problem in error.errors()]
+        raise UserError("\n".join(problems)) from None
+
+
+def _explain(problem: Any, prefix: str, methods: Methods) -> str:
+    key = prefix + ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown option.{_nearest(key, dict(fields(methods)))} --help lists them all."
+    if problem["type"] == "model_type":
+        return f"{key}={problem['input']}: {key} is a section; write {key}.FIELD=VALUE."
+    message = problem["msg"].removeprefix("Input ")
+    return f"{key}={problem['input']}: {message}."
+
+
+def _nearest(word: str, words: Mapping[str, Any]) -> str:
+    """Also finds a right field name under a wrong section, or with none."""
+    leaves = {known.rpartition(".")[2]: known for known in words}
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.7)
+    near = near or [leaves[leaf] for leaf in difflib.get_close_matches(word.rpartition(".")[2], leaves, n=1)]
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def fields(methods: Methods) -> list[tuple[str, Any]]:
+    """(dotted key, pydantic field) of every option, every method's included."""
+    found: list[tuple[str, Any]] = []
+    for name, field in RunConfig.model_fields.items():
+        section = field.annotation
+        if name == "method":
+            for options in methods.values():
+                found += [(f"method.{key}", option) for key, option in options.model_fields.items()]
+        elif isinstance(section, type) and issubclass(section, Section):
+            found += [(f"{name}.{key}", option) for key, option in section.model_fields.items()]
+        else:
+            found.append((name, field))
+    return found
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read this configuration file: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path}: expected sections such as `train:` with fields under them.")
+    return values
+
+
+def _override(values: dict[str, Any], argument: str) -> None:
+    key, _, text = argument.partition("=")
+    *sections, field = key.split(".")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise UserError(f"{argument}: the value is not valid YAML; quote it.") from None
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"{argument}: {section} was given as a value, but it is a section.")
+    values[field] = value
+
+
+def _merge(values: dict[str, Any], more: dict[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], value)
+        else:
+            values[key] = value
+
+
+def help_text(methods: Methods) -> str:
+    """Every option with its type, default and meaning."""
+    lines = [
+        "usage: torchrun --nproc_per_node=8 -m fedbsd_dist.main [CONFIG.yaml] [section.field=value ...]",
+        "       python -m fedbsd_dist.main ...   one process, server and client at once",
+        "  --help    this page",
+        "  --check   validate, print the plan (ranks, clients, memory, bytes a round) and stop",
+    ]
+    lines += _describe("seed", RunConfig.model_fields["seed"])
+    for name, field in RunConfig.model_fields.items():
+        section = field.annotation
+        if name == "method":
+            lines += ["", f"method: {MethodOptions.__doc__}", f"  method.name={next(iter(methods))}"]
+            lines += [f"      The algorithm: {', '.join(methods)}."]
+            for method, options in methods.items():
+                rows = [(key, option) for key, option in options.model_fields.items() if key != "name"]
+                lines += ["", f"method.name={method}: {options.__doc__}"] if rows else []
+                lines += [line for key, option in rows for line in _describe(f"method.{key}", option)]
+        elif isinstance(section, type) and issubclass(section, Section):
+            lines += ["", f"{name}: {section.__doc__}"]
+            lines += [
+                line
+                for key, option in section.model_fields.items()
+                for line in _describe(f"{name}.{key}", option)
+            ]
+    return "\n".join(lines)
+
+
+def _describe(key: str, field: Any) -> list[str]:
+    kind = field.annotation
+    choices = getattr(kind, "__args__", ())
+    allowed = " | ".join(map(str, choices)) if choices else kind.__name__
+    default = yaml.safe_dump(field.default, default_flow_style=True).removesuffix("...\n").strip()
+    return [f"  {key}={default}  ({allowed})", f"      {field.description}"]

@@ -1,0 +1,194 @@
+"""The round: cohort -> local learning -> one reduction -> server step -> evaluation.
+
+Every rank derives the cohort from (seed, round) and the new shared state from the reduction, so the
+server commands nobody.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedbsd_dist.client import Turn
+from fedbsd_dist.config import RunConfig
+from fedbsd_dist.data.shards import Shard
+from fedbsd_dist.evaluation import Stages
+from fedbsd_dist.methods.contract import AnyOptions, Method
+from fedbsd_dist.models.flat import FlatModel
+from fedbsd_dist.randomness import generator
+from fedbsd_dist.wire.channel import Channel
+
+
+STATE_DIGEST = "state digest"
+"""Purpose of the collective that the end of a run adds to its ledger."""
+
+Test = tuple[int, int, float]
+"""Correct, test samples, summed loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a round did; the same on every rank."""
+
+    round: int
+    cohort: list[int]
+    losses: dict[str, float]
+    """Mean over all samples of all steps of the cohort."""
+    stages: Stages
+    training_seconds: float
+    evaluation_seconds: float
+
+
+class Federation:
+    """The shared state and, on this rank, the private state of the clients it hosts."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        method: Method[AnyOptions],
+        model: FlatModel,
+        channel: Channel,
+        shards: Mapping[int, Shard],
+    ) -> None:
+        """`shards`: of this rank's clients. All clients begin with the model's present state."""
+        self.config, self.method, self.model, self.channel, self.shards = (
+            config,
+            method,
+            model,
+            channel,
+            shards,
+        )
+        self.shared = {name: buffer.clone() for name, buffer in shared_groups(method, model).items()}
+        """Group -> float32 [numel]"""
+        kept = [name for name in model.buffers if name not in self.shared or name in method.kept]
+        self.private = {name: model.buffers[name].repeat(len(shards), 1) for name in kept}
+        """Group -> float32 [this rank's clients, numel], in the order of `shards`"""
+        self._row = {client: row for row, client in enumerate(shards)}
+
+    def cohort(self, round: int) -> list[int]:
+        """The clients of a round, ascending; drawn by (seed, round), whatever the ranks."""
+        clients = self.config.data.num_clients
+        size = cohort_size(self.config.train.participation, clients)
+        return sorted(
+            generator(self.config.seed, "cohort", round).choice(clients, size, replace=False).tolist()
+        )
+
+    def receive(self, client: int, round: int) -> Turn:
+        """Load the live model with the shared state and the client's private state."""
+        private = {name: rows[self._row[client]] for name, rows in self.private.items()}
+        for name, buffer in self.model.buffers.items():
+            buffer.copy_(self.shared[name] if name in self.shared else private[name])
+        return Turn(
+            client=client,
+            round=round,
+            seed=self.config.seed,
+            options=self.config.train,
+            model=self.model,
+            shard=self.shards[client],
+            private=private,
+        )
+
+    def round(self, number: int) -> Report:
+        """One communication round; every rank calls it. `number` counts from 1.
+
+        Ends the run with one message when a client's learning diverged.
+        """
+        last = number == self.config.train.rounds
+        every = self.config.evaluate.every
+        evaluate = not last and every > 0 and number % every == 0
+        cohort = self.cohort(number)
+        trained: dict[int, Test] = {}
+        testing = 0.0
+        for client in filter(self.shards.__contains__, cohort):
+            turn = self.receive(client, number)
+            losses = self.method.learn(turn)
+            self.upload(turn, losses)
+            if evaluate:
+                start = time.perf_counter()
+                trained[client] = turn.test()
+                testing += time.perf_counter() - start
+        aggregate = self.channel.reduce(number, testing)
+        self.shared = self.method.update(self.shared, aggregate.groups)
+        start = time.perf_counter()
+        stages: Stages = {}
+        if last:
+            stages = self._gather(number, self._evaluate_all(number + 1))
+        elif evaluate:
+            received = {client: self.receive(client, number + 1).test() for client in self.shards}
+            stages = self._gather(number, {"received": received, "trained": trained})
+        *sums, samples = aggregate.metrics
+        return Report(
+            round=number,
+            cohort=cohort,
+            losses={
+                name: float(total / samples) for name, total in zip(self.method.losses, sums, strict=True)
+            },
+            stages=stages,
+            training_seconds=aggregate.training_seconds,
+            evaluation_seconds=aggregate.evaluation_seconds + time.perf_counter() - start,
+        )
+
+    def upload(self, turn: Turn, losses: Tensor) -> None:
+        """Shared groups onto the channel, the others back into the client's row."""
+        weight = self.method.weight(len(turn.labels))
+        self.channel.add({name: self.model.buffers[name] for name in self.shared}, weight, losses)
+        for name, row in turn.private.items():
+            row.copy_(self.model.buffers[name])
+
+    def _evaluate_all(self, round: int) -> dict[str, dict[int, Test]]:
+        """Every client at every stage; nothing is uploaded and no state changes."""
+        stages: dict[str, dict[int, Test]] = {"received": {}, "trained": {}, "head_tuned": {}}
+        for client in self.shards:
+            turn = self.receive(client, round)
+            stages["received"][client] = turn.test()
+            self.method.learn(turn)
+            stages["trained"][client] = turn.test()
+            turn = self.receive(client, round)
+            turn.tune_head(self.config.evaluate.head_epochs)
+            stages["head_tuned"][client] = turn.test()
+        return stages
+
+    def _gather(self, round: int, stages: Mapping[str, Mapping[int, Test]]) -> Stages:
+        rows = {
+            client: [number for tests in stages.values() for number in tests.get(client, (0, 0, 0.0))]
+            for client in self.shards
+        }
+        clients = self.config.data.num_clients
+        table = self.channel.gather(rows, clients, 3 * len(stages), round=round, purpose="evaluation")
+        return dict(zip(stages, table.reshape(clients, len(stages), 3).swapaxes(0, 1), strict=True))
+
+    def states(self) -> dict[int, dict[str, Tensor]]:
+        """This rank's clients' private state, client -> group -> float32 [numel]."""
+        return {
+            client: {name: rows[row] for name, rows in self.private.items()}
+            for client, row in self._row.items()
+            if self.private
+        }
+
+    def state_sha256(self, round: int) -> str:
+        """Of the shared state and every client's private state in client order; each rank hashes its own
+        clients', and only the digests cross.
+        """
+        digests = {client: list(_sha256(private.values())) for client, private in self.states().items()}
+        clients = self.config.data.num_clients
+        table = self.channel.gather(digests, clients, 32, round=round, purpose=STATE_DIGEST)
+        return hashlib.sha256(_sha256(self.shared.values()) + table.astype("uint8").tobytes()).hexdigest()
+
+
+def cohort_size(participation: float, num_clients: int) -> int:
+    """Clients in a round: the nearest whole number, halves up, at least 1."""
+    return max(1, int(participation * num_clients + 0.5))
+
+
+def shared_groups(method: Method[AnyOptions], model: FlatModel) -> dict[str, Tensor]:
+    """The live model's buffers that may cross."""
+    return {name: buffer for name, buffer in model.buffers.items() if name in method.shared}
+
+
+def _sha256(tensors: Iterable[Tensor]) -> bytes:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.digest()

@@ -1,0 +1,35 @@
+"""FedAvg (McMahan et al., arXiv 1602.05629, algorithm 1): one model for all.
+
+Crosses: the whole model. Stays: nothing. Evaluated: the averaged model (`received`), and the same
+after a client's local learning (`trained`). Mean weighted by the number of training samples.
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+from fedbsd_dist.client import Turn
+from fedbsd_dist.methods.contract import Method, MethodOptions, classify
+
+
+class Options(MethodOptions):
+    """FedAvg (arXiv 1602.05629) has no options of its own."""
+
+    name: Literal["fedavg"] = "fedavg"
+    """The algorithm."""
+
+
+class FedAvg(Method[Options]):
+    """Sample-weighted mean of whole models."""
+
+    Options = Options
+    shared = ("backbone", "head", "statistics")
+    losses = ("classification",)
+
+    def weight(self, num_train: int) -> float:
+        """n_k (algorithm 1)."""
+        return float(num_train)
+
+    def learn(self, turn: Turn) -> Tensor:
+        """E epochs of SGD from the received model."""
+        return classify(turn, self.train)

@@ -1,0 +1,117 @@
+"""FedBSD, federated backbone self-distillation (arXiv 2409.15636; MM Asia 2023).
+
+Crosses: the backbone. Stays: the head. Evaluated: the received backbone under the client's own head,
+and the same after local learning. A client descends
+
+    L = CE(O_s, y) + lambda * L_BSD(P_g, P_b)
+
+where the frozen global backbone, just received, gives P_g on the client's own data, and the local
+backbone P_b. The plain mean of the participants' backbones, 1/n, is the next global backbone.
+
+That much is the paper's. The form of L_BSD, lambda, the temperature, the start of the student and
+the schedule are reconstructions, hence options.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedbsd_dist.client import Turn
+from fedbsd_dist.methods.contract import Method, MethodOptions
+
+
+class Options(MethodOptions):
+    """FedBSD (arXiv 2409.15636). All but the default of `mean` are reconstructions."""
+
+    name: Literal["fedbsd"] = "fedbsd"
+    """The algorithm."""
+    distillation: Literal["logits_kl", "features_kl", "features_mse", "features_cosine"] = "logits_kl"
+    """L_BSD: KL between softened logits, both through the client's own head, the teacher's side without
+    gradient; or KL, mean squared error, or 1 - cosine between backbone features."""
+    distillation_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """lambda; 0 is FedPer with a plain mean."""
+    temperature: float = Field(4.0, gt=0, allow_inf_nan=False)
+    """tau, by which logits or features are divided before the softmax of a KL."""
+    temperature_squared: bool = True
+    """Multiply a KL by tau squared, so that its gradient does not shrink with tau."""
+    student_start: Literal["received", "own"] = "received"
+    """The student starts from the received backbone; `own`: from the client's previous one. An ablation
+    only: the global backbone was seen to decay with it."""
+    schedule: Literal["joint", "head_then_backbone"] = "joint"
+    """Backbone and head together, or `head_epochs` of the head and then the backbone, the other fixed."""
+    head_epochs: int = Field(1, ge=1)
+    """Epochs of the head in schedule `head_then_backbone`; `train.local_epochs` are the backbone's."""
+    mean: Literal["plain", "samples"] = "plain"
+    """Weight of a client in the mean of backbones: 1 (the paper), or its training samples."""
+
+
+class FedBSD(Method[Options]):
+    """Self-distillation from the global backbone into each client's."""
+
+    Options = Options
+    shared = ("backbone",)
+    losses = ("classification", "distillation")
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The client's own backbone, where the student starts from it."""
+        return ("backbone",) if self.options.student_start == "own" else ()
+
+    def weight(self, num_train: int) -> float:
+        """1, or n_k."""
+        return float(num_train) if self.options.mean == "samples" else 1.0
+
+    def learn(self, turn: Turn) -> Tensor:
+        """The teacher is the backbone just received: its features are constant, and computed once."""
+        teacher = turn.features(turn.images)
+        if self.options.student_start == "own":
+            turn.model.buffers["backbone"].copy_(turn.private["backbone"])
+        groups = ["backbone", "head"]
+        if self.options.schedule == "head_then_backbone":
+            turn.tune_head(self.options.head_epochs)
+            groups = ["backbone"]
+        return turn.sgd(
+            lambda *batch: self.loss(turn, *batch),
+            (turn.images, turn.labels, teacher),
+            groups=groups,
+            epochs=self.train.local_epochs,
+        )
+
+    def loss(
+        self, turn: Turn, images: Tensor, labels: Tensor, teacher: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """L of one batch, with its two terms to report. `teacher`: features [n, d], without gradient."""
+        model = turn.model.module
+        student = model.backbone(images)
+        logits = model.head(student)
+        classification = F.cross_entropy(logits, labels)
+        distillation = self.distill(student, logits, teacher, model.head(teacher).detach())
+        return classification + self.options.distillation_weight * distillation, [
+            classification,
+            distillation,
+        ]
+
+    def distill(self, student: Tensor, logits: Tensor, teacher: Tensor, teacher_logits: Tensor) -> Tensor:
+        """L_BSD, mean over the batch. Features [n, d], logits [n, classes]."""
+        match self.options.distillation:
+            case "logits_kl":
+                return self.kl(logits, teacher_logits)
+            case "features_kl":
+                return self.kl(student.flatten(1), teacher.flatten(1))
+            case "features_mse":
+                return F.mse_loss(student, teacher)
+            case "features_cosine":
+                return 1 - F.cosine_similarity(student.flatten(1), teacher.flatten(1)).mean()
+
+    def kl(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """KL(teacher || student) of the softmax over dimension 1 at temperature tau."""
+        tau = self.options.temperature
+        divergence = F.kl_div(
+            F.log_softmax(student / tau, 1),
+            F.log_softmax(teacher / tau, 1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        return divergence * tau**2 if self.options.temperature_squared else divergence

@@ -1,0 +1,1 @@
+"""Networks, their split into backbone and head, and their storage."""

@@ -1,0 +1,83 @@
+"""One contiguous buffer a parameter group; the model's tensors are views into it.
+
+Loading a client is one copy a group, an upload is one fused multiply-add, the wire sees one buffer.
+The groups are `backbone`, `head` and `statistics` (normalisation's running statistics, which are
+buffers and no parameters); together they are the whole float state of the model.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedbsd_dist.errors import UserError
+from fedbsd_dist.models.split import SplitModel
+
+GROUPS = ("backbone", "head", "statistics")
+
+
+class FlatModel:
+    """A split model on a device with its state in flat buffers."""
+
+    def __init__(self, model: SplitModel, device: torch.device) -> None:
+        """Raises UserError for tensors shared between layers, and for parameters that are not float32."""
+        self.module = model.to(device)
+        named = list(_state(model))
+        _check(model, named)
+        self.layout = [(group, name, tuple(tensor.shape), str(tensor.dtype)) for group, name, tensor in named]
+        """(group, name, shape, dtype) of every tensor, in the order of storage."""
+        self.buffers: dict[str, Tensor] = {}
+        """Group -> float32 [numel]; groups without tensors are left out."""
+        for group in GROUPS:
+            tensors = [tensor for owner, _, tensor in named if owner == group]
+            if tensors:
+                self.buffers[group] = torch.empty(sum(tensor.numel() for tensor in tensors), device=device)
+                _move(tensors, self.buffers[group])
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes that name the layout and the present values: equal on all ranks before the first round."""
+        digest = hashlib.sha256(repr(self.layout).encode())
+        for buffer in self.buffers.values():
+            digest.update(buffer.cpu().numpy().tobytes())
+        return digest.digest()
+
+    def train_only(self, groups: Sequence[str]) -> list[nn.Parameter]:
+        """Training mode, with gradients for the parameters of `groups` alone, which are returned."""
+        self.module.train().requires_grad_(False)
+        return [p.requires_grad_() for group in groups for p in self.module.get_submodule(group).parameters()]
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        yield name.partition(".")[0], name, parameter
+    for name, buffer in model.named_buffers():
+        # num_batches_tracked, an integer that nothing reads at a fixed momentum, stays out
+        if buffer.is_floating_point():
+            yield "statistics", name, buffer
+
+
+def _check(model: nn.Module, named: list[tuple[str, str, Tensor]]) -> None:
+    if len(list(model.named_parameters(remove_duplicate=False))) != len(list(model.parameters())):
+        raise UserError(
+            "model: two layers share a parameter, so it belongs to no single group. Give each its own."
+        )
+    for _, name, tensor in named:
+        if tensor.dtype != torch.float32:
+            raise UserError(f"model: {name} is {tensor.dtype}; every parameter must be torch.float32.")
+
+
+def _move(tensors: list[Tensor], buffer: Tensor) -> None:
+    """Convolution weights keep channels_last order inside the buffer: small CNNs run faster so."""
+    offset = 0
+    for tensor in tensors:
+        view = buffer[offset : offset + tensor.numel()]
+        if tensor.dim() == 4:
+            out, into, height, width = tensor.shape
+            view = view.view(out, height, width, into).permute(0, 3, 1, 2)
+        else:
+            view = view.view(tensor.shape)
+        view.copy_(tensor.detach())
+        tensor.data = view
+        offset += view.numel()

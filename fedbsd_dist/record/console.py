@@ -1,0 +1,77 @@
+"""What a person sees: one line a round, a closing table. All from the server."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Line = Mapping[str, Any]
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in decimal units, 12.3 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            break
+        num_bytes /= 1000
+    return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 4.2 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def progress(line: Line, rounds: int, seconds_left: float) -> str:
+    """One line a round: losses, accuracies where they were measured, bytes, time, time left."""
+    losses = "  ".join(f"{name} {value:.4f}" for name, value in line["loss"].items())
+    stages = "".join(f"  {stage} {100 * of['mean']:.2f}%" for stage, of in line["accuracy"].items())
+    sent = line["bytes"]["federated_up"] + line["bytes"]["federated_down"]
+    width = len(str(rounds))
+    return (
+        f"round {line['round']:{width}d}/{rounds}  {losses}{stages}  "
+        f"{size(sent)}  {duration(line['seconds']['total'])}  left {duration(seconds_left)}"
+    )
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned: the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in rows
+    )
+
+
+def closing(summary: Mapping[str, Any], run_dir: str) -> str:
+    """The table that a run ends with."""
+    accuracy = [["accuracy, all clients", "mean", "by samples", "std", "worst 10 %"]]
+    for stage, of in summary["accuracy"].items():
+        accuracy.append(
+            [
+                f"  {stage}",
+                *(f"{100 * of[key]:.2f}" for key in ("mean", "weighted_mean", "std", "worst_10pct")),
+            ]
+        )
+    sent = summary["bytes"]["federated_up"] + summary["bytes"]["federated_down"]
+    fedavg, model = summary["fedavg_bytes"], summary["model"]
+    share = model["head"] / model["parameters"]
+    lines = [
+        f"{summary['method']}: {summary['rounds']} rounds, {summary['num_clients']} clients, {summary['world_size']} rank(s), "
+        f"{summary['backend']} on {summary['device']}, {duration(summary['seconds']['total'])}",
+        "",
+        table(accuracy),
+        "",
+        f"sent by and to clients  {size(sent)}, of FedAvg's {size(fedavg)} with this model and cohorts ({100 * sent / fedavg:.1f} %)",
+        f"between ranks           {size(summary['bytes']['wire'])} by the ring model ({size(summary['bytes']['payload'])} payload)",
+        f"head                    {model['head']:,} of {model['parameters']:,} parameters ({100 * share:.2f} %)",
+        f"run directory           {run_dir}",
+        f"curves                  tensorboard --logdir {run_dir}/tensorboard",
+    ]
+    return "\n".join(lines)

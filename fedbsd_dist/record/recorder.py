@@ -1,0 +1,195 @@
+"""The server's record of a run; on other ranks the same calls write nothing."""
+
+import csv
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedbsd_dist.config import RunConfig
+from fedbsd_dist.evaluation import CORRECT, COUNT, LOSS, summarize
+from fedbsd_dist.federation import STATE_DIGEST, Report
+from fedbsd_dist.record import console
+from fedbsd_dist.record.directory import CLIENTS, CONFIG, LEDGER, METRICS, SUMMARY, TENSORBOARD, read_lines
+from fedbsd_dist.record.files import append, write_atomically
+from fedbsd_dist.wire.ledger import Entry
+
+CLIENT_COLUMNS = ("round", "stage", "client", "num_train", "num_test", "accuracy", "loss")
+
+
+class Silence:
+    """The record on ranks that keep none: the same calls, nothing written, nothing said."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def round(self, report: Report, entries: Sequence[Entry]) -> None:
+        """Nothing."""
+
+    def ledger(self, entries: Sequence[Entry]) -> None:
+        """Nothing."""
+
+    def finish(self, facts: Mapping[str, Any], model: Mapping[str, int]) -> None:
+        """Nothing."""
+
+
+class Recorder(Silence):
+    """Writes metrics.jsonl, clients.csv, ledger.jsonl and summary.json, and shows them as they come."""
+
+    def __init__(
+        self, run: Path, config: RunConfig, *, train_sizes: Sequence[int], upload_bytes: int, resumed: int
+    ) -> None:
+        """`upload_bytes`: of one client's upload. `resumed`: the round to go on after; later lines are dropped."""
+        self._run, self._config, self._train_sizes = run, config, train_sizes
+        self._upload_bytes = upload_bytes
+        self._lines = [line for line in read_lines(run / METRICS) if line["round"] <= resumed]  # type: ignore[operator]
+        self._ledger = [
+            line
+            for line in read_lines(run / LEDGER)
+            if line["round"] <= resumed and line["purpose"] != STATE_DIGEST  # type: ignore[operator]
+        ]
+        rows = csv.DictReader((run / CLIENTS).read_text().splitlines()) if (run / CLIENTS).exists() else []
+        kept = [row for row in rows if None not in row.values() and int(row["round"]) <= resumed]
+        write_atomically(run / METRICS, _jsonl(self._lines).encode())
+        write_atomically(run / LEDGER, _jsonl(self._ledger).encode())
+        write_atomically(
+            run / CLIENTS, _csv([CLIENT_COLUMNS, *(tuple(row.values()) for row in kept)]).encode()
+        )
+        write_atomically(run / CONFIG, config.to_yaml().encode())
+        # imported here: half a second of start-up that only the server needs
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._tensorboard = SummaryWriter(str(run / TENSORBOARD), purge_step=resumed + 1)
+        self._clock = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """A line for the person watching."""
+        print(text, flush=True)
+
+    def round(self, report: Report, entries: Sequence[Entry]) -> None:
+        """Record a round, with its collectives so far, and show its progress line."""
+        self.ledger(entries)
+        exchanged = len(report.cohort) * self._upload_bytes
+        now = time.perf_counter()
+        line = {
+            "round": report.round,
+            "cohort": len(report.cohort),
+            "loss": report.losses,
+            "accuracy": {stage: summarize(table) for stage, table in report.stages.items()},
+            "bytes": {
+                "federated_up": exchanged,
+                "federated_down": exchanged,
+                "payload": sum(entry.payload_bytes for entry in entries),
+                "wire": sum(entry.wire_bytes for entry in entries),
+            },
+            "seconds": {
+                "total": now - self._clock,
+                "training": report.training_seconds,
+                "communication": sum(entry.seconds for entry in entries),
+                "evaluation": report.evaluation_seconds,
+            },
+        }
+        self._clock = now
+        self._clients(report)
+        append(self._run / METRICS, _jsonl([line]))
+        self._lines.append(line)
+        self._show(line)
+
+    def ledger(self, entries: Sequence[Entry]) -> None:
+        """Record collectives."""
+        lines = [dataclasses.asdict(entry) for entry in entries]
+        self._ledger += lines
+        append(self._run / LEDGER, _jsonl(lines))
+
+    def _clients(self, report: Report) -> None:
+        rows = [
+            (
+                report.round,
+                stage,
+                client,
+                self._train_sizes[client],
+                int(test[COUNT]),
+                test[CORRECT] / test[COUNT],
+                test[LOSS] / test[COUNT],
+            )
+            for stage, table in report.stages.items()
+            for client, test in enumerate(table)
+            if test[COUNT]
+        ]
+        append(self._run / CLIENTS, _csv(rows))
+
+    def _show(self, line: Mapping[str, Any]) -> None:
+        for name, value in _scalars(line):
+            self._tensorboard.add_scalar(name, value, line["round"])
+        self._tensorboard.flush()
+        rounds = self._config.train.rounds
+        recent = [past["seconds"]["total"] for past in self._lines[-10:]]  # type: ignore[index]
+        left = (rounds - line["round"]) * sum(recent) / len(recent)
+        self.say(console.progress(line, rounds, left))
+
+    def finish(self, facts: Mapping[str, Any], model: Mapping[str, int]) -> None:
+        """Write summary.json, last, and print the closing table.
+
+        `facts`: what the record does not know, such as world_size; `model`: parameters, head and model bytes.
+        """
+        last: Any = self._lines[-1]
+        totals = {
+            part: {key: sum(line[part][key] for line in self._lines) for key in last[part]}  # type: ignore[index]
+            for part in ("bytes", "seconds")
+        }
+        for key in ("payload", "wire"):
+            totals["bytes"][key] = sum(line[f"{key}_bytes"] for line in self._ledger)  # type: ignore[misc]
+        summary = {
+            "method": self._config.method.name,
+            "seed": self._config.seed,
+            "rounds": self._config.train.rounds,
+            "num_clients": self._config.data.num_clients,
+            **facts,
+            "accuracy": last["accuracy"],
+            **totals,
+            "fedavg_bytes": sum(2 * line["cohort"] * model["bytes"] for line in self._lines),  # type: ignore[operator]
+            "model": model,
+        }
+        write_atomically(self._run / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+        self._tensorboard.close()
+        self.say("\n" + console.closing(summary, str(self._run)))
+
+
+def open_record(
+    is_server: bool,
+    run: Path,
+    config: RunConfig,
+    *,
+    train_sizes: Sequence[int],
+    upload_bytes: int,
+    resumed: int,
+) -> Silence:
+    """The server's Recorder, or the others' Silence."""
+    if not is_server:
+        return Silence()
+    return Recorder(run, config, train_sizes=train_sizes, upload_bytes=upload_bytes, resumed=resumed)
+
+
+def _scalars(line: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """TensorBoard's names: loss/distillation, accuracy/received_mean, bytes/wire, seconds/training."""
+    flat = [
+        (f"{part}/{key}", value) for part in ("loss", "bytes", "seconds") for key, value in line[part].items()
+    ]
+    return flat + [
+        (f"accuracy/{stage}_{key}", value)
+        for stage, of in line["accuracy"].items()
+        for key, value in of.items()
+    ]
+
+
+def _jsonl(lines: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

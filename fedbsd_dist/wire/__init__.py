@@ -1,0 +1,1 @@
+"""Everything that crosses between processes: the only package that imports torch.distributed."""

@@ -1,0 +1,211 @@
+"""The only door: shared groups go out as one weighted sum a round, and nothing else can.
+
+A round's all-reduce carries, in one buffer,
+
+    [ shared groups | total weight | uploads refused | metrics | seconds busy of every rank ]
+
+The server joins with zeros and weight 0 and gets the aggregate for free. With `exact`, every
+number is a 64-bit fixed-point integer: integer sums do not depend on how clients are grouped into
+ranks, so any number of ranks gives the same bits.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fedbsd_dist.wire.ledger import Entry, Ledger, ring_bytes
+from fedbsd_dist.wire.world import Placement, World
+
+RANGE_BITS = 10
+"""An exact sum takes parameters of magnitude up to 2**10; larger ones are a diverged client."""
+SCALAR_BITS = 20
+"""Fraction bits of weights, metrics and seconds in an exact sum (resolution 1e-6)."""
+
+
+class ChannelRefusal(AssertionError):
+    """A method tried to send what is not registered as shared: a mistake in the program."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregate:
+    """What the round's reduction brought, the same on every rank."""
+
+    groups: dict[str, Tensor]
+    """Weighted mean of each shared group, float32 [numel] on the device."""
+    weight: float
+    """Total weight of the uploads."""
+    metrics: np.ndarray
+    """Sums over the uploads, float64 [num_metrics]."""
+    training_seconds: float
+    """Longest time that a rank was busy since the last collective, its evaluation left out."""
+    evaluation_seconds: float
+    """Longest time that a rank spent on evaluation since the last collective."""
+
+
+class Channel:
+    """Sums what is registered as shared; refuses the rest before anything is sent."""
+
+    def __init__(
+        self,
+        world: World,
+        placement: Placement,
+        ledger: Ledger,
+        *,
+        shared: Mapping[str, Tensor],
+        num_metrics: int,
+        exact: bool,
+        weight_bound: float,
+    ) -> None:
+        """`shared`: the live model's buffer of each shared group, float32 [numel]: these storages, whole
+        and no other, may cross. `weight_bound`: the sum of all clients' weights, which scales an exact sum.
+        """
+        self._world, self._ledger, self._shared = world, ledger, dict(shared)
+        self._num_parameters = sum(buffer.numel() for buffer in shared.values())
+        self._num_metrics = num_metrics
+        self._exact = exact
+        self._scale = (
+            2.0 ** (62 - RANGE_BITS - math.ceil(math.log2(max(weight_bound, 1.0)))) if exact else 1.0
+        )
+        self._scalar_scale = 2.0**SCALAR_BITS if exact else 1.0
+        self._limit = 2.0**RANGE_BITS if exact else torch.finfo(torch.float32).max
+        self._buffer = torch.zeros(
+            self._num_parameters + 2 + num_metrics + 2 * world.size,
+            dtype=torch.int64 if exact else torch.float32,
+            device=placement.device,
+        )
+        staged = placement.device.type == "cuda" and placement.backend != "nccl"
+        self._host = torch.empty_like(self._buffer, device="cpu", pin_memory=True) if staged else None
+        self._clock = time.perf_counter()
+
+    def add(self, groups: Mapping[str, Tensor], weight: float, metrics: Tensor) -> None:
+        """Put one client's upload onto this rank's sum: weight x groups, and its metrics [num_metrics].
+
+        Raises ChannelRefusal, before anything is touched, for a tensor that is not the registered
+        buffer itself: a private group, a view, a copy, a buffer with something else in it.
+        """
+        self._check(groups)
+        uploads = [groups[name] for name in self._shared]
+        fits = (
+            torch.stack([upload.abs().max() <= self._limit for upload in uploads]).all() if uploads else None
+        )
+        offset = 0
+        for upload in uploads:
+            target = self._buffer[offset : offset + upload.numel()]
+            if self._exact:
+                target.add_((upload.double() * (weight * self._scale)).round_().to(torch.int64))
+            else:
+                target.add_(upload, alpha=weight)
+            offset += upload.numel()
+        scalars = torch.zeros(2 + self._num_metrics, dtype=torch.float64, device=self._buffer.device)
+        scalars[0] = weight
+        if fits is not None:
+            scalars[1] = (~fits).double()
+        scalars[2:] = metrics
+        scalars *= self._scalar_scale
+        self._buffer[offset : offset + len(scalars)] += (
+            scalars.round().to(torch.int64) if self._exact else scalars.float()
+        )
+
+    def _check(self, groups: Mapping[str, Tensor]) -> None:
+        for name, tensor in groups.items():
+            home = self._shared.get(name)
+            if home is None:
+                raise ChannelRefusal(
+                    f"group {name!r} is not registered as shared ({', '.join(self._shared)}): it stays"
+                )
+            whole = tensor.data_ptr() == home.data_ptr() and tensor.numel() == home.numel()
+            if not whole or tensor.untyped_storage().data_ptr() != home.untyped_storage().data_ptr():
+                raise ChannelRefusal(
+                    f"group {name!r}: this tensor is not the registered buffer of the group: it stays"
+                )
+        missing = self._shared.keys() - groups.keys()
+        if missing:
+            raise ChannelRefusal(f"upload without the shared group(s) {', '.join(sorted(missing))}")
+
+    def reduce(self, round: int, evaluation_seconds: float = 0.0) -> Aggregate:
+        """The round's one all-reduce; every rank calls it. Leaves the sum empty for the next round.
+
+        Ends every rank with one message when a client uploaded a value that is not finite or, in an
+        exact sum, of a magnitude above 2**RANGE_BITS.
+        """
+        sizes = {name: buffer.numel() for name, buffer in self._shared.items()}
+        clocks = self._sum(self._buffer, self._scalar_scale, round, "aggregate", sizes, evaluation_seconds)
+        scalars = self._buffer[self._num_parameters :].double().cpu().numpy() / self._scalar_scale
+        weight, refused, metrics = float(scalars[0]), int(scalars[1]), scalars[2 : 2 + self._num_metrics]
+        if refused:
+            self._world.fail(
+                f"round {round}: the learning of {refused} client(s) diverged (values not finite or beyond "
+                f"{self._limit:g}). Lower train.lr."
+            )
+        mean = self._buffer[: self._num_parameters].double().div_(self._scale * weight).float()
+        self._buffer.zero_()
+        return Aggregate(
+            groups=dict(zip(sizes, mean.split(list(sizes.values())), strict=True)),
+            weight=weight,
+            metrics=metrics,
+            training_seconds=float((clocks[:, 0] - clocks[:, 1]).max()),
+            evaluation_seconds=float(clocks[:, 1].max()),
+        )
+
+    def gather(
+        self, rows: Mapping[int, Sequence[float]], num_rows: int, width: int, *, round: int, purpose: str
+    ) -> np.ndarray:
+        """Table float64 [num_rows, width] whose row i is what one rank gave as rows[i]; else zeros.
+
+        Plain numbers only (counts, losses, digests): no tensor of a model enters here.
+        """
+        buffer = torch.zeros(num_rows * width + 2 * self._world.size, dtype=torch.float64)
+        table = buffer[: num_rows * width].view(num_rows, width)
+        for index, row in rows.items():
+            table[index] = torch.tensor([float(number) for number in row], dtype=torch.float64)
+        self._sum(buffer, 1.0, round, purpose, {}, 0.0)
+        return table.numpy()
+
+    def _sum(
+        self,
+        buffer: Tensor,
+        scale: float,
+        round: int,
+        purpose: str,
+        sizes: dict[str, int],
+        evaluation_seconds: float,
+    ) -> np.ndarray:
+        """All-reduce `buffer` in place and write the ledger; its tail is clocks [ranks, (busy, evaluating)]."""
+        if buffer.is_cuda:
+            torch.cuda.synchronize(buffer.device)
+        busy = time.perf_counter() - self._clock
+        clocks = buffer[-2 * self._world.size :].view(self._world.size, 2)
+        mine = torch.tensor([busy, evaluation_seconds], dtype=torch.float64) * scale
+        clocks[self._world.rank] = mine.to(clocks)
+        wire = self._host if buffer.is_cuda and self._host is not None else buffer
+        if wire is not buffer:
+            wire.copy_(buffer)
+        dist.all_reduce(wire)
+        if wire is not buffer:
+            buffer.copy_(wire)
+        if buffer.is_cuda:
+            torch.cuda.synchronize(buffer.device)
+        seconds = clocks.double().cpu().numpy() / scale
+        now = time.perf_counter()
+        payload = buffer.numel() * buffer.element_size()
+        self._ledger.entries.append(
+            Entry(
+                round=round,
+                purpose=purpose,
+                group="+".join(sizes) or "-",
+                dtype=str(buffer.dtype).removeprefix("torch."),
+                elements=buffer.numel(),
+                elements_by_group={**sizes, "scalars": buffer.numel() - sum(sizes.values())},
+                payload_bytes=payload,
+                wire_bytes=ring_bytes(payload, self._world.size),
+                seconds=max(now - self._clock - float(seconds[:, 0].max()), 0.0),
+            )
+        )
+        self._clock = now
+        return seconds
