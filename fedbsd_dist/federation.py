@@ -20,7 +20,6 @@ from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.randomness import generator
 from fedbsd_dist.wire.channel import Channel
 
-
 STATE_DIGEST = "state digest"
 """Purpose of the collective that the end of a run adds to its ledger."""
 

@@ -29,9 +29,10 @@ def progress(line: Line, rounds: int, seconds_left: float) -> str:
     stages = "".join(f"  {stage} {100 * of['mean']:.2f}%" for stage, of in line["accuracy"].items())
     sent = line["bytes"]["federated_up"] + line["bytes"]["federated_down"]
     width = len(str(rounds))
+    left = f"  left {duration(seconds_left)}" if line["round"] < rounds else ""
     return (
         f"round {line['round']:{width}d}/{rounds}  {losses}{stages}  "
-        f"{size(sent)}  {duration(line['seconds']['total'])}  left {duration(seconds_left)}"
+        f"{size(sent)}  {duration(line['seconds']['total'])}{left}"
     )
 
 

@@ -5,6 +5,7 @@ get wrong is checked between them, so that a mistake is told once, before any co
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,8 +66,10 @@ class World:
         """Called by every rank: the server tells the user, and all exit with code 2."""
         if self.is_server:
             print(f"fedbsd_dist: {problem}", file=sys.stderr, flush=True)
-        # a launcher ends the others when one rank has gone, so none goes before the server has spoken
+        # torchrun ends the others as soon as one rank has gone: none goes before the server has spoken,
+        # and each finishes with its own exit code
         self.told("failed", "")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise SystemExit(2)
 
     def told(self, key: str, text: str) -> str:

@@ -1,0 +1,81 @@
+"""Ranks for tests: processes forked from a server that has imported torch once, meeting over gloo as under torchrun."""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedbsd_dist.wire.world import World
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["fedbsd_dist.main", "ranks"])
+TIMEOUT = 120
+"""Seconds for all ranks of one call."""
+
+
+def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """`function(world, *arguments)` on every rank of a world of `size`; what each returned, by rank.
+
+    A rank that exits gives its exit code as ("exit", code); one that raises fails the test with its traceback.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pipes, processes = [], []
+    for rank in range(size):
+        receiver, sender = _CONTEXT.Pipe(duplex=False)
+        process = _CONTEXT.Process(target=_rank, args=(sender, rank, size, port, function, arguments), daemon=True)
+        process.start()
+        sender.close()
+        pipes.append(receiver)
+        processes.append(process)
+    outcomes = [pipe.recv() if pipe.poll(TIMEOUT) else ("error", "no answer in time") for pipe in pipes]
+    for process in processes:
+        process.join(10)
+        process.kill()
+    for rank, (kind, value) in enumerate(outcomes):
+        assert kind != "error", f"rank {rank}: {value}"
+    return [outcome if outcome[0] == "exit" else outcome[1] for outcome in outcomes]
+
+
+def _rank(pipe: Any, rank: int, size: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    from fedbsd_dist.wire.world import meet
+
+    try:
+        world = meet()
+        result = function(world, *arguments)
+        # rank 0 holds the store: it goes last
+        world.store.set(f"done/{rank}", "")
+        if rank == 0:
+            for other in range(size):
+                world.store.get(f"done/{other}")
+        pipe.send(("result", result))
+    except SystemExit as leaving:
+        pipe.send(("exit", leaving.code))
+    except BaseException:
+        pipe.send(("error", traceback.format_exc()))
+
+
+def _run(world: World, arguments: list[str]) -> None:
+    import torch
+
+    from fedbsd_dist.main import run
+
+    torch.set_num_threads(1)
+    run(arguments, world)
+
+
+def federate(run_dir: Path, size: int, *overrides: str) -> list[Any]:
+    """A whole run on `size` ranks into `run_dir`; None for every rank, or ("exit", code)."""
+    return run_ranks(size, _run, [f"run.dir={run_dir}", *overrides])

@@ -1,0 +1,41 @@
+"""The same numbers from any number of ranks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import federate
+
+SHORT = (
+    "train.rounds=3",
+    "train.batch_size=64",
+    "evaluate.every=1",
+    "evaluate.head_epochs=1",
+    "data.num_clients=12",
+    "checkpoint.every=0",
+)
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("method", ["fedbsd", "fedavg"])
+def test_exact_sums_give_the_same_bits_on_1_2_3_and_8_ranks(tmp_path, method):
+    options = (*SHORT, f"method.name={method}", "wire.sum=exact", "train.participation=0.7")
+    runs = []
+    for size in (1, 2, 3, 8):
+        federate(tmp_path / str(size), size, *options)
+        runs.append(summary(tmp_path / str(size)))
+    assert [run["world_size"] for run in runs] == [1, 2, 3, 8]
+    assert len({run["state_sha256"] for run in runs}) == 1
+    assert all(run["accuracy"] == runs[0]["accuracy"] for run in runs)
+
+
+def test_float32_sums_agree_to_1e_5(tmp_path):
+    for size in (1, 3):
+        federate(tmp_path / str(size), size, *SHORT, "checkpoint.every=3")
+    states = [torch.load(tmp_path / size / "checkpoints/round-000003/shared.pt", weights_only=True) for size in "13"]
+    assert states[0].keys() == states[1].keys() == {"backbone"}
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=1e-5)
