@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from fedbsd_dist.config import Train
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.models.flat import FlatModel
+from fedbsd_dist.optimizer import SGD
 from fedbsd_dist.randomness import generator, named_seed
 
 LARGE_BATCH = 512
@@ -54,15 +55,7 @@ class Turn:
         Returns, over all steps, the sums of the reported losses, each times its batch's size, and the
         number of samples: float32 [num_losses + 1]. The shuffle is that of (seed, purpose, round, client).
         """
-        parameters = self.model.train_only(groups)
-        optimizer = torch.optim.SGD(
-            [
-                {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.options.weight_decay},
-                {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-            ],
-            lr=self.options.lr,
-            momentum=self.options.momentum,
-        )
+        optimizer = SGD(self.model.train_only(groups), self.options)
         torch.manual_seed(named_seed(self.seed, purpose, "dropout", self.round, self.client))
         draw = generator(self.seed, purpose, self.round, self.client)
         size = self.options.batch_size
@@ -71,10 +64,8 @@ class Turn:
         for _ in range(epochs):
             order = torch.from_numpy(draw.permutation(len(tensors[0]))).to(tensors[0].device)
             for batch in zip(*(tensor[order].split(size) for tensor in tensors), strict=True):
-                optimizer.zero_grad()
                 total, reported = loss(*batch)
-                total.backward()
-                optimizer.step()
+                optimizer.step(total)
                 reports.append(torch.stack([*reported]).detach())
                 sizes.append(len(batch[0]))
         weights = torch.tensor(sizes, dtype=torch.float32, device=order.device)
