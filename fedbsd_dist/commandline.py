@@ -5,9 +5,10 @@ Unknown keys are refused with the nearest valid one.
 
 import difflib
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 from pydantic import ValidationError
@@ -21,7 +22,7 @@ Methods = Mapping[str, type[MethodOptions]]
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars: 1e-3 is a number, `no` and 2026-01-31 are text."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
 
 for _tag, _pattern, _first in (
@@ -54,7 +55,8 @@ def load(arguments: Sequence[str], methods: Methods) -> RunConfig:
             f"method.name={name}: no such method.{_nearest(str(name), methods)} There are: {', '.join(methods)}."
         )
     options = _validate(methods[name], method, "method.", methods)
-    return _validate(RunConfig, {**values, "method": options}, "", methods)
+    config: RunConfig = _validate(RunConfig, {**values, "method": options}, "", methods)
+    return config
 
 
 def _validate(section: type[Any], values: Any, prefix: str, methods: Methods) -> Any:
@@ -91,7 +93,7 @@ def fields(methods: Methods) -> list[tuple[str, Any]]:
         if name == "method":
             for options in methods.values():
                 found += [(f"method.{key}", option) for key, option in options.model_fields.items()]
-        elif isinstance(section, type) and issubclass(section, Section):
+        elif _is_section(section):
             found += [(f"{name}.{key}", option) for key, option in section.model_fields.items()]
         else:
             found.append((name, field))
@@ -139,32 +141,36 @@ def help_text(methods: Methods) -> str:
     lines = [
         "usage: torchrun --nproc_per_node=8 -m fedbsd_dist.main [CONFIG.yaml] [section.field=value ...]",
         "       python -m fedbsd_dist.main ...   one process, server and client at once",
+        "",
         "  --help    this page",
         "  --check   validate, print the plan (ranks, clients, memory, bytes a round) and stop",
     ]
-    lines += _describe("seed", RunConfig.model_fields["seed"])
     for name, field in RunConfig.model_fields.items():
-        section = field.annotation
         if name == "method":
             lines += ["", f"method: {MethodOptions.__doc__}", f"  method.name={next(iter(methods))}"]
             lines += [f"      The algorithm: {', '.join(methods)}."]
             for method, options in methods.items():
-                rows = [(key, option) for key, option in options.model_fields.items() if key != "name"]
-                lines += ["", f"method.name={method}: {options.__doc__}"] if rows else []
-                lines += [line for key, option in rows for line in _describe(f"method.{key}", option)]
-        elif isinstance(section, type) and issubclass(section, Section):
-            lines += ["", f"{name}: {section.__doc__}"]
-            lines += [
-                line
-                for key, option in section.model_fields.items()
-                for line in _describe(f"{name}.{key}", option)
-            ]
+                lines += ["", f"with method.name={method}: {options.__doc__}"]
+                lines += _describe_section("method", options)
+        elif _is_section(field.annotation):
+            lines += ["", f"{name}: {field.annotation.__doc__}", *_describe_section(name, field.annotation)]
+        else:
+            lines += ["", *_describe(name, field)]
     return "\n".join(lines)
 
 
+def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def _describe_section(name: str, section: type[Section]) -> list[str]:
+    rows = [(f"{name}.{key}", field) for key, field in section.model_fields.items()]
+    return [line for key, field in rows if key != "method.name" for line in _describe(key, field)]
+
+
 def _describe(key: str, field: Any) -> list[str]:
-    kind = field.annotation
-    choices = getattr(kind, "__args__", ())
-    allowed = " | ".join(map(str, choices)) if choices else kind.__name__
+    choices = getattr(field.annotation, "__args__", ())
+    allowed = " | ".join(map(str, choices)) if choices else field.annotation.__name__
     default = yaml.safe_dump(field.default, default_flow_style=True).removesuffix("...\n").strip()
-    return [f"  {key}={default}  ({allowed})", f"      {field.description}"]
+    meaning = textwrap.fill(" ".join(field.description.split()), 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return [f"  {key}={default}  ({allowed})", meaning]

@@ -16,9 +16,7 @@ def check() -> None:
     except metadata.PackageNotFoundError:
         return
     torch = metadata.version("torch")
-    wanted = next(
-        (match[1] for match in map(re.compile(r"torch\s*\(?==\s*([\w.]+)").match, needs) if match), None
-    )
+    wanted = next((match[1] for match in map(re.compile(r"torch\s*\(?==\s*([\w.]+)").match, needs) if match), None)
     release, _, build = torch.partition("+")
     # a CPU-only torch beside a torchvision built for CUDA lacks operators that torchvision registers
     other_build = ("cpu" in (build, torchvision.partition("+")[2])) and build != torchvision.partition("+")[2]

@@ -70,9 +70,7 @@ class Federation:
         """The clients of a round, ascending; drawn by (seed, round), whatever the ranks."""
         clients = self.config.data.num_clients
         size = cohort_size(self.config.train.participation, clients)
-        return sorted(
-            generator(self.config.seed, "cohort", round).choice(clients, size, replace=False).tolist()
-        )
+        return sorted(generator(self.config.seed, "cohort", round).choice(clients, size, replace=False).tolist())
 
     def receive(self, client: int, round: int) -> Turn:
         """Load the live model with the shared state and the client's private state."""
@@ -121,9 +119,7 @@ class Federation:
         return Report(
             round=number,
             cohort=cohort,
-            losses={
-                name: float(total / samples) for name, total in zip(self.method.losses, sums, strict=True)
-            },
+            losses={name: float(total / samples) for name, total in zip(self.method.losses, sums, strict=True)},
             stages=stages,
             training_seconds=aggregate.training_seconds,
             evaluation_seconds=aggregate.evaluation_seconds + time.perf_counter() - start,

@@ -104,9 +104,7 @@ def run(arguments: Sequence[str], world: World) -> None:
         recorder.round(federation.round(number), ledger.drain())
         if checkpoints.due(number):
             written = checkpoints.write(number, federation.shared, federation.states())
-            digests = channel.gather(
-                written, 1 + config.data.num_clients, 32, round=number, purpose="checkpoint"
-            )
+            digests = channel.gather(written, 1 + config.data.num_clients, 32, round=number, purpose="checkpoint")
             recorder.ledger(ledger.drain())
             if world.is_server:
                 checkpoints.commit(number, digests)

@@ -65,41 +65,28 @@ def make_plan(
         for hosted in clients
     ]
     hosting = [len(hosted) for hosted in clients if hosted]
-    rows = [
-        (
-            "ranks",
-            f"{world.size}: rank 0 is the server{' and trains' if clients[0] else ''}, {len(hosting)} host clients, {_range(hosting)} each",
-        ),
-        ("device", f"{placement.device.type}, {placement.backend}: {placement.reason}"),
-        (
-            "data",
-            f"{samples.name}: {sum(partition.train_sizes)} training and {sum(partition.test_sizes)} test samples",
-        ),
-        (
-            "clients",
-            f"{config.data.num_clients} ({config.data.partition}), {_range(partition.train_sizes)} training samples; {cohort} a round",
-        ),
-        ("model", ", ".join(f"{group} {count:,}" for group, count in sizes.items()) + " parameters"),
-        (
-            "crosses",
-            f"{' + '.join(shared) or 'nothing'}; stays: {' + '.join(g for g in sizes if g not in shared) or 'nothing'}",
-        ),
-        (
-            "bytes a round",
-            f"{size(upload * cohort)} up and as much down, of {size(whole * cohort)} with FedAvg",
-        ),
-        (
-            "on the wire",
-            f"{size(payload)} all-reduce, {size(ring_bytes(payload, world.size))} between ranks by the ring model",
-        ),
-        ("memory a rank", f"at most {size(max(memory))} of tensors, activations and the runtime apart"),
-    ]
+    server = "rank 0 is the server" + (" and trains" if clients[0] else "")
+    stays = [group for group in sizes if group not in shared]
+    wire = ring_bytes(payload, world.size)
+    rows = {
+        "ranks": f"{world.size}: {server}, {len(hosting)} host clients, {_range(hosting)} each",
+        "device": f"{placement.device.type}, {placement.backend}: {placement.reason}",
+        "data": f"{samples.name}: {sum(partition.train_sizes)} training, {sum(partition.test_sizes)} test samples",
+        "partition": f"{config.data.partition}, {_range(partition.train_sizes)} training samples a client",
+        "clients": f"{config.data.num_clients}, {cohort} of them a round",
+        "model": ", ".join(f"{group} {count:,}" for group, count in sizes.items()) + " parameters",
+        "crosses": f"{' + '.join(shared) or 'nothing'}; stays: {' + '.join(stays) or 'nothing'}",
+        "bytes a round": f"{size(upload * cohort)} up and as much down, of {size(whole * cohort)} with FedAvg",
+        "on the wire": f"one all-reduce of {size(payload)}, {size(wire)} between ranks by the ring model",
+        "memory": f"at most {size(max(memory))} of tensors a rank, activations and the runtime apart",
+    }
+    width = max(map(len, rows))
     return Plan(
         clients=clients,
         model_parameters=sum(sizes.values()),
         head_parameters=sizes["head"],
         upload_bytes=upload,
-        text=table_of(rows),
+        text="\n".join(f"{name:{width}}  {value}" for name, value in rows.items()),
     )
 
 
@@ -127,9 +114,3 @@ def assign(costs: Sequence[int], ranks: Sequence[int], world_size: int) -> list[
 def _range(numbers: Sequence[int]) -> str:
     low, high = min(numbers), max(numbers)
     return f"{low}" if low == high else f"{low} to {high}"
-
-
-def table_of(rows: Sequence[tuple[str, str]]) -> str:
-    """Name and value in two columns."""
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:{width}}  {value}" for name, value in rows)

@@ -9,7 +9,8 @@ from typing import Literal
 from torch import Tensor
 
 from fedbsd_dist.client import Turn
-from fedbsd_dist.methods.contract import Method, MethodOptions, classify
+from fedbsd_dist.config import MethodOptions
+from fedbsd_dist.methods.contract import Method, classify
 
 
 class Options(MethodOptions):

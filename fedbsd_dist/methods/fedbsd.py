@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedbsd_dist.client import Turn
-from fedbsd_dist.methods.contract import Method, MethodOptions
+from fedbsd_dist.config import MethodOptions
+from fedbsd_dist.methods.contract import Method
 
 
 class Options(MethodOptions):
@@ -79,9 +80,7 @@ class FedBSD(Method[Options]):
             epochs=self.train.local_epochs,
         )
 
-    def loss(
-        self, turn: Turn, images: Tensor, labels: Tensor, teacher: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
+    def loss(self, turn: Turn, images: Tensor, labels: Tensor, teacher: Tensor) -> tuple[Tensor, list[Tensor]]:
         """L of one batch, with its two terms to report. `teacher`: features [n, d], without gradient."""
         model = turn.model.module
         student = model.backbone(images)

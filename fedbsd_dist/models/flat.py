@@ -46,7 +46,10 @@ class FlatModel:
     def train_only(self, groups: Sequence[str]) -> list[nn.Parameter]:
         """Training mode, with gradients for the parameters of `groups` alone, which are returned."""
         self.module.train().requires_grad_(False)
-        return [p.requires_grad_() for group in groups for p in self.module.get_submodule(group).parameters()]
+        chosen = [parameter for group in groups for parameter in self.module.get_submodule(group).parameters()]
+        for parameter in chosen:
+            parameter.requires_grad_()
+        return chosen
 
 
 def _state(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
@@ -60,9 +63,7 @@ def _state(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
 
 def _check(model: nn.Module, named: list[tuple[str, str, Tensor]]) -> None:
     if len(list(model.named_parameters(remove_duplicate=False))) != len(list(model.parameters())):
-        raise UserError(
-            "model: two layers share a parameter, so it belongs to no single group. Give each its own."
-        )
+        raise UserError("model: two layers share a parameter, so it belongs to no single group. Give each its own.")
     for _, name, tensor in named:
         if tensor.dtype != torch.float32:
             raise UserError(f"model: {name} is {tensor.dtype}; every parameter must be torch.float32.")

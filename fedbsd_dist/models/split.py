@@ -47,8 +47,8 @@ def build_model(config: Model, shape: Shape, num_classes: int, seed: int) -> Spl
                 )
             if config.head_layers >= len(layers):
                 raise UserError(
-                    f"model.head_layers={config.head_layers}: {name} has {len(layers)} layers, and its backbone needs one. "
-                    f"Use 1 to {len(layers) - 1}."
+                    f"model.head_layers={config.head_layers}: {name} has {len(layers)} layers, "
+                    f"and its backbone needs one. Use 1 to {len(layers) - 1}."
                 )
             model = SplitModel(layers, config.head_layers)
             with torch.no_grad():
@@ -58,9 +58,7 @@ def build_model(config: Model, shape: Shape, num_classes: int, seed: int) -> Spl
                 f"model {name} does not take images of {shape[0]}x{shape[1]}x{shape[2]} (c x h x w): {error}"
             ) from None
     if logits.shape != (2, num_classes):
-        raise UserError(
-            f"model {name} returns {tuple(logits.shape[1:])} for an image, not logits ({num_classes},)."
-        )
+        raise UserError(f"model {name} returns {tuple(logits.shape[1:])} for an image, not logits ({num_classes},).")
     return model
 
 
@@ -68,9 +66,7 @@ def _load_factory(path: str) -> Callable[[Shape, int], nn.Sequential]:
     try:
         factory = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"model.factory={path}: cannot import it ({error}). Write package.module:function."
-        ) from None
+        raise UserError(f"model.factory={path}: cannot import it ({error}). Write package.module:function.") from None
     if not callable(factory):
         raise UserError(f"model.factory={path}: not a function.")
     return factory  # type: ignore[no-any-return]

@@ -50,10 +50,7 @@ class Checkpoints:
         self._path(round).mkdir(parents=True, exist_ok=True)
         # files are about to change: an older checkpoint of the same round no longer counts
         (self._path(round) / MANIFEST).unlink(missing_ok=True)
-        digests = {
-            1 + client: _save(self._path(round) / _name(1 + client), state)
-            for client, state in private.items()
-        }
+        digests = {1 + client: _save(self._path(round) / _name(1 + client), state) for client, state in private.items()}
         if self._world.is_server:
             digests[0] = _save(self._path(round) / _name(0), shared)
         return digests
@@ -65,9 +62,7 @@ class Checkpoints:
             "world_size": self._world.size,
             "settings_sha256": _settings_sha256(self._config),
             "files": {
-                _name(row): bytes(digest.astype("uint8")).hex()
-                for row, digest in enumerate(digests)
-                if digest.any()
+                _name(row): bytes(digest.astype("uint8")).hex() for row, digest in enumerate(digests) if digest.any()
             },
         }
         write_atomically(self._path(round) / MANIFEST, json.dumps(manifest, indent=1).encode())
@@ -89,7 +84,8 @@ class Checkpoints:
                 )
             if manifest["world_size"] != self._world.size:
                 raise UserError(
-                    f"run.resume=auto: {folder} is of {manifest['world_size']} ranks, but this launch has {self._world.size}."
+                    f"run.resume=auto: {folder} is of {manifest['world_size']} ranks, "
+                    f"but this launch has {self._world.size}."
                 )
             if manifest["round"] > self._config.train.rounds:
                 raise UserError(f"train.rounds={self._config.train.rounds}: {folder} is already further.")

@@ -62,17 +62,25 @@ def closing(summary: Mapping[str, Any], run_dir: str) -> str:
         )
     sent = summary["bytes"]["federated_up"] + summary["bytes"]["federated_down"]
     fedavg, model = summary["fedavg_bytes"], summary["model"]
-    share = model["head"] / model["parameters"]
-    lines = [
-        f"{summary['method']}: {summary['rounds']} rounds, {summary['num_clients']} clients, {summary['world_size']} rank(s), "
-        f"{summary['backend']} on {summary['device']}, {duration(summary['seconds']['total'])}",
-        "",
-        table(accuracy),
-        "",
-        f"sent by and to clients  {size(sent)}, of FedAvg's {size(fedavg)} with this model and cohorts ({100 * sent / fedavg:.1f} %)",
-        f"between ranks           {size(summary['bytes']['wire'])} by the ring model ({size(summary['bytes']['payload'])} payload)",
-        f"head                    {model['head']:,} of {model['parameters']:,} parameters ({100 * share:.2f} %)",
-        f"run directory           {run_dir}",
-        f"curves                  tensorboard --logdir {run_dir}/tensorboard",
-    ]
-    return "\n".join(lines)
+    share = 100 * model["head"] / model["parameters"]
+    wire, payload = size(summary["bytes"]["wire"]), size(summary["bytes"]["payload"])
+    seconds = summary["seconds"]
+    facts = {
+        "clients sent and received": f"{size(sent)}; FedAvg would {size(fedavg)} with this model ({100 * sent / fedavg:.1f} %)",
+        "between ranks": f"{wire} by the ring model, {payload} payload",
+        "head": f"{model['head']:,} of {model['parameters']:,} parameters ({share:.2f} %)",
+        "time": ", ".join(f"{name} {duration(seconds[name])}" for name in ("training", "communication", "evaluation")),
+        "run directory": run_dir,
+        "curves": f"tensorboard --logdir {run_dir}/tensorboard",
+    }
+    width = max(map(len, facts))
+    return "\n".join(
+        [
+            f"{summary['method']}, {summary['rounds']} rounds, {summary['num_clients']} clients, "
+            f"{summary['world_size']} rank(s), {summary['backend']} on {summary['device']}: {duration(seconds['total'])}",
+            "",
+            table(accuracy),
+            "",
+            *(f"{name:{width}}  {fact}" for name, fact in facts.items()),
+        ]
+    )

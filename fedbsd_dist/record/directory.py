@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import UserError
@@ -66,12 +67,10 @@ def claim(path: Path, config: RunConfig) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"run.dir={path}: cannot write there ({error.strerror}). Choose another run.dir."
-        ) from None
+        raise UserError(f"run.dir={path}: cannot write there ({error.strerror}). Choose another run.dir.") from None
 
 
-def read_lines(path: Path) -> list[dict[str, object]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file; a last line cut short by a crash is left out."""
     if not path.exists():
         return []

@@ -45,19 +45,15 @@ class Recorder(Silence):
         """`upload_bytes`: of one client's upload. `resumed`: the round to go on after; later lines are dropped."""
         self._run, self._config, self._train_sizes = run, config, train_sizes
         self._upload_bytes = upload_bytes
-        self._lines = [line for line in read_lines(run / METRICS) if line["round"] <= resumed]  # type: ignore[operator]
+        self._lines = [line for line in read_lines(run / METRICS) if line["round"] <= resumed]
         self._ledger = [
-            line
-            for line in read_lines(run / LEDGER)
-            if line["round"] <= resumed and line["purpose"] != STATE_DIGEST  # type: ignore[operator]
+            line for line in read_lines(run / LEDGER) if line["round"] <= resumed and line["purpose"] != STATE_DIGEST
         ]
         rows = csv.DictReader((run / CLIENTS).read_text().splitlines()) if (run / CLIENTS).exists() else []
         kept = [row for row in rows if None not in row.values() and int(row["round"]) <= resumed]
         write_atomically(run / METRICS, _jsonl(self._lines).encode())
         write_atomically(run / LEDGER, _jsonl(self._ledger).encode())
-        write_atomically(
-            run / CLIENTS, _csv([CLIENT_COLUMNS, *(tuple(row.values()) for row in kept)]).encode()
-        )
+        write_atomically(run / CLIENTS, _csv([CLIENT_COLUMNS, *(tuple(row.values()) for row in kept)]).encode())
         write_atomically(run / CONFIG, config.to_yaml().encode())
         # imported here: half a second of start-up that only the server needs
         from torch.utils.tensorboard import SummaryWriter
@@ -126,7 +122,7 @@ class Recorder(Silence):
             self._tensorboard.add_scalar(name, value, line["round"])
         self._tensorboard.flush()
         rounds = self._config.train.rounds
-        recent = [past["seconds"]["total"] for past in self._lines[-10:]]  # type: ignore[index]
+        recent = [past["seconds"]["total"] for past in self._lines[-10:]]
         left = (rounds - line["round"]) * sum(recent) / len(recent)
         self.say(console.progress(line, rounds, left))
 
@@ -135,13 +131,13 @@ class Recorder(Silence):
 
         `facts`: what the record does not know, such as world_size; `model`: parameters, head and model bytes.
         """
-        last: Any = self._lines[-1]
+        last = self._lines[-1]
         totals = {
-            part: {key: sum(line[part][key] for line in self._lines) for key in last[part]}  # type: ignore[index]
+            part: {key: sum(line[part][key] for line in self._lines) for key in last[part]}
             for part in ("bytes", "seconds")
         }
         for key in ("payload", "wire"):
-            totals["bytes"][key] = sum(line[f"{key}_bytes"] for line in self._ledger)  # type: ignore[misc]
+            totals["bytes"][key] = sum(line[f"{key}_bytes"] for line in self._ledger)
         summary = {
             "method": self._config.method.name,
             "seed": self._config.seed,
@@ -150,7 +146,7 @@ class Recorder(Silence):
             **facts,
             "accuracy": last["accuracy"],
             **totals,
-            "fedavg_bytes": sum(2 * line["cohort"] * model["bytes"] for line in self._lines),  # type: ignore[operator]
+            "fedavg_bytes": sum(2 * line["cohort"] * model["bytes"] for line in self._lines),
             "model": model,
         }
         write_atomically(self._run / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
@@ -175,13 +171,9 @@ def open_record(
 
 def _scalars(line: Mapping[str, Any]) -> list[tuple[str, float]]:
     """TensorBoard's names: loss/distillation, accuracy/received_mean, bytes/wire, seconds/training."""
-    flat = [
-        (f"{part}/{key}", value) for part in ("loss", "bytes", "seconds") for key, value in line[part].items()
-    ]
+    flat = [(f"{part}/{key}", value) for part in ("loss", "bytes", "seconds") for key, value in line[part].items()]
     return flat + [
-        (f"accuracy/{stage}_{key}", value)
-        for stage, of in line["accuracy"].items()
-        for key, value in of.items()
+        (f"accuracy/{stage}_{key}", value) for stage, of in line["accuracy"].items() for key, value in of.items()
     ]
 
 

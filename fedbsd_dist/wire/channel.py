@@ -69,9 +69,7 @@ class Channel:
         self._num_parameters = sum(buffer.numel() for buffer in shared.values())
         self._num_metrics = num_metrics
         self._exact = exact
-        self._scale = (
-            2.0 ** (62 - RANGE_BITS - math.ceil(math.log2(max(weight_bound, 1.0)))) if exact else 1.0
-        )
+        self._scale = 2.0 ** (62 - RANGE_BITS - math.ceil(math.log2(max(weight_bound, 1.0)))) if exact else 1.0
         self._scalar_scale = 2.0**SCALAR_BITS if exact else 1.0
         self._limit = 2.0**RANGE_BITS if exact else torch.finfo(torch.float32).max
         self._buffer = torch.zeros(
@@ -91,9 +89,7 @@ class Channel:
         """
         self._check(groups)
         uploads = [groups[name] for name in self._shared]
-        fits = (
-            torch.stack([upload.abs().max() <= self._limit for upload in uploads]).all() if uploads else None
-        )
+        fits = torch.stack([upload.abs().max() <= self._limit for upload in uploads]).all() if uploads else None
         offset = 0
         for upload in uploads:
             target = self._buffer[offset : offset + upload.numel()]
@@ -121,9 +117,7 @@ class Channel:
                 )
             whole = tensor.data_ptr() == home.data_ptr() and tensor.numel() == home.numel()
             if not whole or tensor.untyped_storage().data_ptr() != home.untyped_storage().data_ptr():
-                raise ChannelRefusal(
-                    f"group {name!r}: this tensor is not the registered buffer of the group: it stays"
-                )
+                raise ChannelRefusal(f"group {name!r}: this tensor is not the registered buffer of the group: it stays")
         missing = self._shared.keys() - groups.keys()
         if missing:
             raise ChannelRefusal(f"upload without the shared group(s) {', '.join(sorted(missing))}")

@@ -91,9 +91,7 @@ class World:
         """
         gpus, ranks = self.hosts[self.rank]
         if device == "cuda" and not all(gpus for gpus, _ in self.hosts):
-            raise UserError(
-                "run.device=cuda: PyTorch sees no GPU on a host of this run. Use run.device=auto or cpu."
-            )
+            raise UserError("run.device=cuda: PyTorch sees no GPU on a host of this run. Use run.device=auto or cpu.")
         if device == "cpu" or not gpus:
             return Placement(
                 device=torch.device("cpu"),
@@ -147,4 +145,4 @@ def meet() -> World:
 
 def entry_point(main: Callable[[], None]) -> Callable[[], None]:
     """Have torchrun show the traceback of the first rank that failed, rather than its exit code alone."""
-    return record(main)  # type: ignore[return-value]
+    return record(main)
