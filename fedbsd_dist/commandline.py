@@ -34,6 +34,20 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
+def check_flag(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
+    """(None, or N of `--check=N`, 0 for `--check` alone; the arguments that are left)."""
+    check, options = None, []
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name != "--check":
+            options.append(argument)
+        elif not re.fullmatch(r"[1-9][0-9]*|", value):
+            raise UserError(f"{argument}: write --check, or --check=RANKS for a launch of that many ranks.")
+        else:
+            check = int(value or 0)
+    return check, options
+
+
 def load(arguments: Sequence[str], methods: Methods) -> RunConfig:
     """The configuration of a command line `[CONFIG.yaml] [section.field=value ...]`.
 
@@ -42,6 +56,10 @@ def load(arguments: Sequence[str], methods: Methods) -> RunConfig:
     """
     values: dict[str, Any] = {}
     for argument in arguments:
+        if argument.startswith("-"):
+            raise UserError(
+                f"{argument}: no such flag. There are --help and --check[=RANKS]; options are section.field=value."
+            )
         if "=" in argument:
             _override(values, argument)
         else:
@@ -70,6 +88,8 @@ def _validate(section: type[Any], values: Any, prefix: str, methods: Methods) ->
 def _explain(problem: Any, prefix: str, methods: Methods) -> str:
     key = prefix + ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
+        if isinstance(problem["input"], dict) and problem["input"]:
+            key += f".{next(iter(problem['input']))}"
         return f"{key}: unknown option.{_nearest(key, dict(fields(methods)))} --help lists them all."
     if problem["type"] == "model_type":
         return f"{key}={problem['input']}: {key} is a section; write {key}.FIELD=VALUE."
@@ -143,7 +163,8 @@ def help_text(methods: Methods) -> str:
         "       python -m fedbsd_dist.main ...   one process, server and client at once",
         "",
         "  --help    this page",
-        "  --check   validate, print the plan (ranks, clients, memory, bytes a round) and stop",
+        "  --check   validate, print the plan (ranks, clients, memory, bytes a round) and stop;",
+        "            --check=8 plans for 8 ranks of this host without launching them",
     ]
     for name, field in RunConfig.model_fields.items():
         if name == "method":

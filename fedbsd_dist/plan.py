@@ -1,16 +1,23 @@
-"""What a run will do, worked out before it does anything: who hosts whom, memory, bytes a round."""
+"""All that a run is made of, built and checked before it does anything, and what it will cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from fedbsd_dist.config import RunConfig
-from fedbsd_dist.data.partition import Partition
-from fedbsd_dist.data.sources import Samples
+from fedbsd_dist.data.partition import Partition, make_partition
+from fedbsd_dist.data.shards import Shard, load_shard
+from fedbsd_dist.data.sources import SOURCES, Samples
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.federation import cohort_size, shared_groups
-from fedbsd_dist.methods.contract import AnyOptions, Method
+from fedbsd_dist.methods import METHODS
+from fedbsd_dist.methods.contract import Method
 from fedbsd_dist.models.flat import FlatModel
-from fedbsd_dist.record.console import size
+from fedbsd_dist.models.split import build_model
+from fedbsd_dist.units import size
 from fedbsd_dist.wire.ledger import ring_bytes
 from fedbsd_dist.wire.world import Placement, World
 
@@ -20,89 +27,137 @@ FLOAT = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The part of a plan that the run needs."""
+    """The same on every rank."""
 
-    clients: list[list[int]]
-    """Of every rank, ascending."""
-    model_parameters: int
-    head_parameters: int
-    upload_bytes: int
-    """Of one client in one round; its download is as large."""
-    text: str
+    config: RunConfig
+    placement: Placement
+    samples: Samples
+    partition: Partition
+    model: FlatModel
+    method: Method[Any]
+    hosted: list[list[int]]
+    """The clients of every rank, ascending."""
 
+    @property
+    def shared(self) -> dict[str, Tensor]:
+        """The live model's buffers that may cross."""
+        return shared_groups(self.method, self.model)
 
-def make_plan(
-    config: RunConfig,
-    world: World,
-    placement: Placement,
-    samples: Samples,
-    partition: Partition,
-    method: Method[AnyOptions],
-    model: FlatModel,
-) -> Plan:
-    """Raises UserError when there are fewer clients than ranks to host them."""
-    clients = assign(partition.train_sizes, host_ranks(config, world.size), world.size)
-    sizes = {group: buffer.numel() for group, buffer in model.buffers.items()}
-    shared = {group: sizes[group] for group in shared_groups(method, model)}
-    private = sum(count for group, count in sizes.items() if group not in shared or group in method.kept)
-    upload = FLOAT * sum(shared.values())
-    cohort = cohort_size(config.train.participation, config.data.num_clients)
-    item = 8 if config.wire.sum == "exact" else FLOAT
-    payload = item * (sum(shared.values()) + 3 + len(method.losses) + 2 * world.size)
-    whole = FLOAT * sum(sizes.values())
-    pixels = int(samples.x[0].size)
-    memory = [
+    @property
+    def upload_bytes(self) -> int:
+        """Of one client in one round; its download is as large."""
+        return FLOAT * sum(buffer.numel() for buffer in self.shared.values())
+
+    @property
+    def model_bytes(self) -> int:
+        """What FedAvg would upload."""
+        return FLOAT * sum(buffer.numel() for buffer in self.model.buffers.values())
+
+    def load_shards(self, rank: int) -> dict[int, Shard]:
+        """The samples of a rank's clients, onto its device."""
+        return {
+            client: load_shard(
+                self.samples, self.partition.train[client], self.partition.test[client], self.placement.device
+            )
+            for client in self.hosted[rank]
+        }
+
+    def check_same(self, world: World) -> None:
+        """Raises UserError where this rank's first model or partition is not the server's."""
+        mine = f"{self.model.digest.hex()} {self.partition.sha256}"
+        if mine != world.told("model and partition", mine):
+            raise UserError(
+                f"rank {world.rank} has another model or partition than rank 0: same code and packages everywhere?"
+            )
+
+    @property
+    def text(self) -> str:
+        """Ranks, clients, memory, bytes a round, for a person."""
+        config, sizes = self.config, {group: buffer.numel() for group, buffer in self.model.buffers.items()}
+        hosting = [len(clients) for clients in self.hosted if clients]
+        server = "rank 0 is the server" + (" and trains" if self.hosted[0] else "")
+        cohort = cohort_size(config.train.participation, config.data.num_clients)
+        stays = [group for group in sizes if group not in self.shared]
+        train = self.partition.train_sizes
+        num_ranks = len(self.hosted)
+        rows = {
+            "ranks": f"{num_ranks}: {server}, {len(hosting)} host clients, {_range(hosting)} each",
+            "device": f"{self.placement.device.type}, {self.placement.backend}: {self.placement.reason}",
+            "data": f"{self.samples.name}: {sum(train)} training, {sum(self.partition.test_sizes)} test samples",
+            "partition": f"{config.data.partition}, {_range(train)} training samples a client",
+            "clients": f"{config.data.num_clients}, {cohort} of them a round",
+            "model": ", ".join(f"{group} {count:,}" for group, count in sizes.items()) + " parameters",
+            "crosses": f"{' + '.join(self.shared) or 'nothing'}; stays: {' + '.join(stays) or 'nothing'}",
+            "bytes a round": f"{size(self.upload_bytes * cohort)} up and as much down, "
+            f"of {size(self.model_bytes * cohort)} with FedAvg",
+            "on the wire": f"one all-reduce of {size(self.payload_bytes)}, "
+            f"{size(ring_bytes(self.payload_bytes, num_ranks))} between ranks by the ring model",
+            "memory": f"at most {size(self.memory_bytes)} of tensors a rank, activations and the runtime apart",
+        }
+        width = max(map(len, rows))
+        return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
+
+    @property
+    def payload_bytes(self) -> int:
+        """Of the round's all-reduce."""
+        item = 8 if self.config.wire.sum == "exact" else FLOAT
+        return item * (self.upload_bytes // FLOAT + 3 + len(self.method.losses) + 2 * len(self.hosted))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of tensors on the fullest rank."""
+        pixels = int(self.samples.x[0].size)
+        kept = [name for name in self.model.buffers if name not in self.shared or name in self.method.kept]
+        private = FLOAT * sum(self.model.buffers[name].numel() for name in kept)
         # live model, gradient, momentum; shared state and its mean; the channel's buffer
-        3 * whole
-        + 2 * upload
-        + payload
-        # the hosted clients' private state and samples; the turn's images as floats, twice while shuffled
-        + sum(
-            FLOAT * private + pixels * (partition.train_sizes[client] + partition.test_sizes[client])
-            for client in hosted
+        common = 3 * self.model_bytes + 2 * self.upload_bytes + self.payload_bytes
+        train, test = self.partition.train_sizes, self.partition.test_sizes
+        return common + max(
+            sum(private + pixels * (train[client] + test[client]) for client in clients)
+            # the training images of a turn as floats, twice while they are shuffled
+            + 2 * FLOAT * pixels * max((train[client] for client in clients), default=0)
+            for clients in self.hosted
         )
-        + 2 * FLOAT * pixels * max((partition.train_sizes[client] for client in hosted), default=0)
-        for hosted in clients
-    ]
-    hosting = [len(hosted) for hosted in clients if hosted]
-    server = "rank 0 is the server" + (" and trains" if clients[0] else "")
-    stays = [group for group in sizes if group not in shared]
-    wire = ring_bytes(payload, world.size)
-    rows = {
-        "ranks": f"{world.size}: {server}, {len(hosting)} host clients, {_range(hosting)} each",
-        "device": f"{placement.device.type}, {placement.backend}: {placement.reason}",
-        "data": f"{samples.name}: {sum(partition.train_sizes)} training, {sum(partition.test_sizes)} test samples",
-        "partition": f"{config.data.partition}, {_range(partition.train_sizes)} training samples a client",
-        "clients": f"{config.data.num_clients}, {cohort} of them a round",
-        "model": ", ".join(f"{group} {count:,}" for group, count in sizes.items()) + " parameters",
-        "crosses": f"{' + '.join(shared) or 'nothing'}; stays: {' + '.join(stays) or 'nothing'}",
-        "bytes a round": f"{size(upload * cohort)} up and as much down, of {size(whole * cohort)} with FedAvg",
-        "on the wire": f"one all-reduce of {size(payload)}, {size(wire)} between ranks by the ring model",
-        "memory": f"at most {size(max(memory))} of tensors a rank, activations and the runtime apart",
-    }
-    width = max(map(len, rows))
+
+
+def make_plan(config: RunConfig, world: World) -> Plan:
+    """Raises UserError for all that can be wrong with data, partition, model, device and number of ranks."""
+    torch.set_num_threads(config.run.threads)
+    placement = world.place(config.run.device)
+    samples = SOURCES[config.data.source]()
+    partition = make_partition(
+        samples,
+        kind=config.data.partition,
+        num_clients=config.data.num_clients,
+        alpha=config.data.alpha,
+        min_samples=config.data.min_samples,
+        seed=config.seed,
+    )
+    height, width, channels = samples.x.shape[1:]
+    model = build_model(config.model, (channels, height, width), len(samples.classes), config.seed)
+    first = 0 if config.server.trains or world.size == 1 else 1
     return Plan(
-        clients=clients,
-        model_parameters=sum(sizes.values()),
-        head_parameters=sizes["head"],
-        upload_bytes=upload,
-        text="\n".join(f"{name:{width}}  {value}" for name, value in rows.items()),
+        config=config,
+        placement=placement,
+        samples=samples,
+        partition=partition,
+        model=FlatModel(model, placement.device),
+        method=METHODS[config.method.name](config.method, config.train),
+        hosted=assign(partition.train_sizes, range(first, world.size)),
     )
 
 
-def host_ranks(config: RunConfig, world_size: int) -> range:
-    """The ranks that host clients."""
-    return range(0 if config.server.trains or world_size == 1 else 1, world_size)
+def assign(costs: Sequence[int], ranks: range) -> list[list[int]]:
+    """Clients of every rank, balanced by cost: the costliest first, each to the rank of `ranks` with least so far.
 
-
-def assign(costs: Sequence[int], ranks: Sequence[int], world_size: int) -> list[list[int]]:
-    """Clients of every rank, balanced by cost: the costliest first, each to the rank with least so far."""
+    Raises UserError when there are fewer clients than ranks to host them.
+    """
     if len(costs) < len(ranks):
         raise UserError(
             f"data.num_clients={len(costs)}: fewer clients than the {len(ranks)} ranks that host them. "
-            f"Use data.num_clients={len(ranks)} or more, or {world_size - len(ranks) + len(costs)} ranks or fewer."
+            f"Use data.num_clients={len(ranks)} or more, or {ranks.start + len(costs)} ranks or fewer."
         )
-    hosted: list[list[int]] = [[] for _ in range(world_size)]
+    hosted: list[list[int]] = [[] for _ in range(ranks.stop)]
     load = dict.fromkeys(ranks, 0)
     for client in sorted(range(len(costs)), key=lambda client: (-costs[client], client)):
         rank = min(ranks, key=lambda rank: (load[rank], rank))

@@ -3,7 +3,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 # a mistake in the options is told here in one message, before eight processes start (torchrun adds a page of its own)
-WORLD_SIZE=8 python -m fedbsd_dist.main --check "$@" > /dev/null
+python -m fedbsd_dist.main --check=8 "$@" > /dev/null
 
 set -x
 exec torchrun --nproc_per_node=8 -m fedbsd_dist.main "$@"

@@ -25,7 +25,7 @@ set_up() {
         echo "Setting up .venv with $("$python" --version); the first time this downloads several GB of PyTorch."
         [ -x .venv/bin/pip ] || { rm -rf .venv; "$python" -m venv .venv; } ||
             fail "$python cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv"
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt ||
+        .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt ||
             fail "installing requirements.txt failed; the reason is above. Run this again when it is mended."
         echo "$wanted" > .venv/installed
     fi

@@ -22,6 +22,7 @@ from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.record.directory import CHECKPOINTS
 from fedbsd_dist.record.files import write_atomically
+from fedbsd_dist.wire.channel import Channel
 from fedbsd_dist.wire.world import World
 
 MANIFEST = "manifest.json"
@@ -33,7 +34,7 @@ PRIVATE = 0o600
 
 
 class Checkpoints:
-    """The checkpoints of one run. `write` and `restore` are every rank's, `commit` and `newest` the server's."""
+    """The checkpoints of one run; every rank makes the same calls."""
 
     def __init__(self, run: Path, config: RunConfig, world: World) -> None:
         """`run`: the run directory, the same files for every rank."""
@@ -43,9 +44,10 @@ class Checkpoints:
         """Whether a checkpoint follows this round."""
         return self._config.checkpoint.every > 0 and round % self._config.checkpoint.every == 0
 
-    def write(self, round: int, shared: Tensors, private: Mapping[int, Tensors]) -> dict[int, list[int]]:
-        """Write what is this rank's to write. Returns the sha256, as 32 numbers, of each file: row 0 is
-        the shared state's, row 1 + k client k's.
+    def write(self, round: int, shared: Tensors, private: Mapping[int, Tensors], channel: Channel) -> np.ndarray:
+        """Write what is this rank's to write, and wait for the others.
+
+        Returns every file's sha256, as 32 numbers a row: row 0 is the shared state's, row 1 + k client k's.
         """
         self._path(round).mkdir(parents=True, exist_ok=True)
         # files are about to change: an older checkpoint of the same round no longer counts
@@ -53,10 +55,12 @@ class Checkpoints:
         digests = {1 + client: _save(self._path(round) / _name(1 + client), state) for client, state in private.items()}
         if self._world.is_server:
             digests[0] = _save(self._path(round) / _name(0), shared)
-        return digests
+        return channel.gather(digests, 1 + self._config.data.num_clients, 32, round=round, purpose="checkpoint")
 
     def commit(self, round: int, digests: np.ndarray) -> None:
-        """Every rank has written: `digests` [1 + num_clients, 32] are all of `write`'s rows."""
+        """The server makes the checkpoint count: every rank has written, and the record is on disk."""
+        if not self._world.is_server:
+            return
         manifest = {
             "round": round,
             "world_size": self._world.size,
@@ -70,7 +74,7 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def newest(self) -> int:
-        """The newest round whose checkpoint verifies; 0 when there is none.
+        """The newest round whose checkpoint verifies, which all ranks see in the same files; 0 when there is none.
 
         Raises UserError when that checkpoint is of other settings or another number of ranks.
         """

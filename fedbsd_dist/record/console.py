@@ -3,24 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedbsd_dist.units import duration, size
+
 Line = Mapping[str, Any]
-
-
-def size(num_bytes: float) -> str:
-    """Bytes in decimal units, 12.3 MB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if num_bytes < 1000 or unit == "TB":
-            break
-        num_bytes /= 1000
-    return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 4.2 s, 3 min 05 s, 2 h 10 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def progress(line: Line, rounds: int, seconds_left: float) -> str:
@@ -61,26 +46,24 @@ def closing(summary: Mapping[str, Any], run_dir: str) -> str:
             ]
         )
     sent = summary["bytes"]["federated_up"] + summary["bytes"]["federated_down"]
-    fedavg, model = summary["fedavg_bytes"], summary["model"]
-    share = 100 * model["head"] / model["parameters"]
+    fedavg, head, parameters = (
+        summary["fedavg_bytes"],
+        summary["parameters"]["head"],
+        sum(summary["parameters"].values()),
+    )
     wire, payload = size(summary["bytes"]["wire"]), size(summary["bytes"]["payload"])
     seconds = summary["seconds"]
     facts = {
-        "clients sent and received": f"{size(sent)}; FedAvg would {size(fedavg)} with this model ({100 * sent / fedavg:.1f} %)",
+        "clients sent, received": f"{size(sent)}, {100 * sent / fedavg:.1f} % of FedAvg's {size(fedavg)} with this model",
         "between ranks": f"{wire} by the ring model, {payload} payload",
-        "head": f"{model['head']:,} of {model['parameters']:,} parameters ({share:.2f} %)",
+        "head": f"{head:,} of {parameters:,} parameters ({100 * head / parameters:.2f} %)",
         "time": ", ".join(f"{name} {duration(seconds[name])}" for name in ("training", "communication", "evaluation")),
         "run directory": run_dir,
         "curves": f"tensorboard --logdir {run_dir}/tensorboard",
     }
     width = max(map(len, facts))
-    return "\n".join(
-        [
-            f"{summary['method']}, {summary['rounds']} rounds, {summary['num_clients']} clients, "
-            f"{summary['world_size']} rank(s), {summary['backend']} on {summary['device']}: {duration(seconds['total'])}",
-            "",
-            table(accuracy),
-            "",
-            *(f"{name:{width}}  {fact}" for name, fact in facts.items()),
-        ]
+    title = (
+        f"{summary['method']}, {summary['rounds']} rounds, {summary['num_clients']} clients, "
+        f"{summary['world_size']} rank(s), {summary['backend']} on {summary['device']}: {duration(seconds['total'])}"
     )
+    return "\n".join([title, "", table(accuracy), "", *(f"{name:{width}}  {fact}" for name, fact in facts.items())])

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import UserError
+from fedbsd_dist.wire.world import World
 
 SUMMARY, CONFIG, METRICS, CLIENTS, LEDGER = (
     "summary.json",
@@ -17,19 +18,21 @@ SUMMARY, CONFIG, METRICS, CLIENTS, LEDGER = (
     "ledger.jsonl",
 )
 TENSORBOARD, CHECKPOINTS = "tensorboard", "checkpoints"
+AUTO = "auto"
 OURS = (SUMMARY, CONFIG, METRICS, CLIENTS, LEDGER, TENSORBOARD, CHECKPOINTS)
 
 
-def choose(config: RunConfig) -> Path:
-    """`run.dir`, or a new name for `auto`."""
-    if config.run.dir != "auto":
-        return Path(config.run.dir)
-    now = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{config.method.name}-{config.data.source}-s{config.seed}-{now}"
+def agree(config: RunConfig, world: World) -> Path:
+    """`run.dir`, or for `auto` a new name, the server's."""
+    auto = f"{config.method.name}-{config.data.source}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return (
+        Path(world.told("run directory", str(Path("runs") / auto))) if config.run.dir == AUTO else Path(config.run.dir)
+    )
 
 
-def check(path: Path, config: RunConfig) -> None:
-    """Raises UserError when `path` cannot be a directory of ours, or holds a run that may not be touched."""
+def check(config: RunConfig) -> None:
+    """Raises UserError when `run.dir` cannot be a directory of ours, or holds a run that may not be touched."""
+    path = Path("runs" if config.run.dir == AUTO else config.run.dir)
     nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not nearest.is_dir():
         raise UserError(f"run.dir={path}: {nearest} is a file, not a directory. Choose another run.dir.")
@@ -43,8 +46,8 @@ def check(path: Path, config: RunConfig) -> None:
         )
     if any((path / name).exists() for name in OURS):
         raise UserError(
-            f"run.dir={path}: holds an unfinished run. Go on with run.resume=auto, replace it with run.overwrite=true, "
-            "or choose another run.dir."
+            f"run.dir={path}: holds an unfinished run. Go on with run.resume=auto, "
+            "replace it with run.overwrite=true, or choose another run.dir."
         )
 
 

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedbsd_dist.config import RunConfig
 from fedbsd_dist.evaluation import CORRECT, COUNT, LOSS, summarize
 from fedbsd_dist.federation import STATE_DIGEST, Report
+from fedbsd_dist.plan import Plan
 from fedbsd_dist.record import console
 from fedbsd_dist.record.directory import CLIENTS, CONFIG, LEDGER, METRICS, SUMMARY, TENSORBOARD, read_lines
 from fedbsd_dist.record.files import append, write_atomically
 from fedbsd_dist.wire.ledger import Entry
+from fedbsd_dist.wire.world import World
 
 CLIENT_COLUMNS = ("round", "stage", "client", "num_train", "num_test", "accuracy", "loss")
 
@@ -32,19 +33,16 @@ class Silence:
     def ledger(self, entries: Sequence[Entry]) -> None:
         """Nothing."""
 
-    def finish(self, facts: Mapping[str, Any], model: Mapping[str, int]) -> None:
+    def finish(self, state_sha256: str) -> None:
         """Nothing."""
 
 
 class Recorder(Silence):
     """Writes metrics.jsonl, clients.csv, ledger.jsonl and summary.json, and shows them as they come."""
 
-    def __init__(
-        self, run: Path, config: RunConfig, *, train_sizes: Sequence[int], upload_bytes: int, resumed: int
-    ) -> None:
-        """`upload_bytes`: of one client's upload. `resumed`: the round to go on after; later lines are dropped."""
-        self._run, self._config, self._train_sizes = run, config, train_sizes
-        self._upload_bytes = upload_bytes
+    def __init__(self, plan: Plan, run: Path, resumed: int) -> None:
+        """`resumed`: the round to go on after; later lines are dropped."""
+        self._plan, self._config, self._run = plan, plan.config, run
         self._lines = [line for line in read_lines(run / METRICS) if line["round"] <= resumed]
         self._ledger = [
             line for line in read_lines(run / LEDGER) if line["round"] <= resumed and line["purpose"] != STATE_DIGEST
@@ -54,7 +52,7 @@ class Recorder(Silence):
         write_atomically(run / METRICS, _jsonl(self._lines).encode())
         write_atomically(run / LEDGER, _jsonl(self._ledger).encode())
         write_atomically(run / CLIENTS, _csv([CLIENT_COLUMNS, *(tuple(row.values()) for row in kept)]).encode())
-        write_atomically(run / CONFIG, config.to_yaml().encode())
+        write_atomically(run / CONFIG, plan.config.to_yaml().encode())
         # imported here: half a second of start-up that only the server needs
         from torch.utils.tensorboard import SummaryWriter
 
@@ -68,7 +66,7 @@ class Recorder(Silence):
     def round(self, report: Report, entries: Sequence[Entry]) -> None:
         """Record a round, with its collectives so far, and show its progress line."""
         self.ledger(entries)
-        exchanged = len(report.cohort) * self._upload_bytes
+        exchanged = len(report.cohort) * self._plan.upload_bytes
         now = time.perf_counter()
         line = {
             "round": report.round,
@@ -106,7 +104,7 @@ class Recorder(Silence):
                 report.round,
                 stage,
                 client,
-                self._train_sizes[client],
+                self._plan.partition.train_sizes[client],
                 int(test[COUNT]),
                 test[CORRECT] / test[COUNT],
                 test[LOSS] / test[COUNT],
@@ -126,11 +124,8 @@ class Recorder(Silence):
         left = (rounds - line["round"]) * sum(recent) / len(recent)
         self.say(console.progress(line, rounds, left))
 
-    def finish(self, facts: Mapping[str, Any], model: Mapping[str, int]) -> None:
-        """Write summary.json, last, and print the closing table.
-
-        `facts`: what the record does not know, such as world_size; `model`: parameters, head and model bytes.
-        """
+    def finish(self, state_sha256: str) -> None:
+        """Write summary.json, last, and print the closing table."""
         last = self._lines[-1]
         totals = {
             part: {key: sum(line[part][key] for line in self._lines) for key in last[part]}
@@ -138,35 +133,29 @@ class Recorder(Silence):
         }
         for key in ("payload", "wire"):
             totals["bytes"][key] = sum(line[f"{key}_bytes"] for line in self._ledger)
+        buffers = self._plan.model.buffers
         summary = {
             "method": self._config.method.name,
             "seed": self._config.seed,
             "rounds": self._config.train.rounds,
             "num_clients": self._config.data.num_clients,
-            **facts,
+            "world_size": len(self._plan.hosted),
+            "device": self._plan.placement.device.type,
+            "backend": self._plan.placement.backend,
             "accuracy": last["accuracy"],
             **totals,
-            "fedavg_bytes": sum(2 * line["cohort"] * model["bytes"] for line in self._lines),
-            "model": model,
+            "fedavg_bytes": sum(2 * line["cohort"] * self._plan.model_bytes for line in self._lines),
+            "parameters": {group: buffer.numel() for group, buffer in buffers.items()},
+            "state_sha256": state_sha256,
         }
         write_atomically(self._run / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
         self._tensorboard.close()
         self.say("\n" + console.closing(summary, str(self._run)))
 
 
-def open_record(
-    is_server: bool,
-    run: Path,
-    config: RunConfig,
-    *,
-    train_sizes: Sequence[int],
-    upload_bytes: int,
-    resumed: int,
-) -> Silence:
+def open_record(plan: Plan, run: Path, resumed: int, world: World) -> Silence:
     """The server's Recorder, or the others' Silence."""
-    if not is_server:
-        return Silence()
-    return Recorder(run, config, train_sizes=train_sizes, upload_bytes=upload_bytes, resumed=resumed)
+    return Recorder(plan, run, resumed) if world.is_server else Silence()
 
 
 def _scalars(line: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import NoReturn
 
@@ -103,6 +103,10 @@ class World:
             return Placement(device=here, backend="nccl", reason="each rank has its own GPU")
         reason = f"{ranks} ranks share {gpus} GPU(s) of a host, one buffer staged through host memory"
         return Placement(device=here, backend="gloo", reason=reason)
+
+    def imagined(self, size: int) -> "World":
+        """A world of another size, all on this host: to plan for, not to meet."""
+        return replace(self, size=size, hosts=((self.hosts[self.rank][0], size),) * size)
 
     def join(self, placement: Placement, timeout_seconds: float) -> None:
         """Make the process group. Under NCCL, gloo still carries the host's tensors."""
