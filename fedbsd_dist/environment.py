@@ -1,7 +1,8 @@
 """Do the installed packages fit together? Told in one line, before an import fails in ten."""
 
-import re
 from importlib import metadata
+
+from packaging.requirements import Requirement
 
 from fedbsd_dist.errors import UserError
 
@@ -16,17 +17,19 @@ def check() -> None:
     except metadata.PackageNotFoundError:
         return
     torch = metadata.version("torch")
-    wanted = next((match[1] for match in map(re.compile(r"torch\s*\(?==\s*([\w.]+)").match, needs) if match), None)
-    release, _, build = torch.partition("+")
-    # a CPU-only torch beside a torchvision built for CUDA lacks operators that torchvision registers
-    other_build = ("cpu" in (build, torchvision.partition("+")[2])) and build != torchvision.partition("+")[2]
-    if other_build or wanted not in (None, release):
-        raise UserError(
-            f"torch {torch} and torchvision {torchvision} do not fit together"
-            + (
-                f" (that torchvision needs torch {wanted})"
-                if wanted not in (None, release)
-                else " (one is a CPU-only build)"
-            )
-            + ". Install both in one command: pip install --upgrade torch torchvision"
-        )
+    wanted = next((str(need.specifier) for need in map(Requirement, needs) if need.name == "torch"), "")
+    if not Requirement(f"torch{wanted}").specifier.contains(torch, prereleases=True):
+        reason = f"that torchvision needs torch{wanted}"
+    elif _cpu_only(torch) != _cpu_only(torchvision):
+        # the operators that one registers are missing in the other
+        reason = f"{'torch' if _cpu_only(torch) else 'torchvision'} alone is a CPU-only build"
+    else:
+        return
+    raise UserError(
+        f"torch {torch} and torchvision {torchvision} do not fit together: {reason}. "
+        "Install both in one command: pip install --upgrade --force-reinstall torch torchvision"
+    )
+
+
+def _cpu_only(version: str) -> bool:
+    return version.endswith("+cpu")

@@ -65,12 +65,19 @@ class Result:
 def make_model(network: str, head_layers: int, image: Sequence[int], classes: int) -> nn.Sequential:
     """`backbone` and `head`, the last `head_layers` layers of the network, for images [channels, height, width]."""
     channels, height, width = image
-    if network == "cnn":
-        flat = 64 * ((height - 4) // 2 - 4) // 2 * (((width - 4) // 2 - 4) // 2)
+    rows, columns = (((side - 4) // 2 - 4) // 2 for side in (height, width))
+    if network == "smooth":
+        layers = [
+            [nn.Conv2d(channels, 8, 5), nn.Tanh(), nn.AvgPool2d(2)],
+            [nn.Conv2d(8, 16, 5), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten()],
+            [nn.Linear(16 * rows * columns, 32), nn.Tanh()],
+            [nn.Linear(32, classes)],
+        ]
+    elif network == "cnn":
         layers = [
             [nn.Conv2d(channels, 32, 5), nn.ReLU(), nn.MaxPool2d(2)],
             [nn.Conv2d(32, 64, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()],
-            [nn.Linear(flat, 512), nn.ReLU()],
+            [nn.Linear(64 * rows * columns, 512), nn.ReLU()],
             [nn.Linear(512, classes)],
         ]
     else:

@@ -1,0 +1,247 @@
+"""The round's reduction: the weighted mean it computes, what it refuses, and that it is one collective."""
+
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
+
+from fedbsd_dist.wire.channel import RANGE_BITS, SCALAR_BITS, Channel
+from fedbsd_dist.wire.ledger import Ledger
+from fedbsd_dist.wire.world import Placement, World
+
+SIZES = {"backbone": 1500, "head": 37}
+NUMEL = sum(SIZES.values())
+NUM_METRICS = 2
+LIMIT = 2.0**RANGE_BITS
+
+Grouping = Sequence[Sequence[int]]
+"""The uploads of every rank, in the order in which it adds them."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What one client hands in."""
+
+    values: np.ndarray
+    weight: float
+    metrics: np.ndarray
+
+
+def make_uploads(num: int, magnitudes: tuple[float, float], seed: int = 0) -> list[Upload]:
+    """Values of both signs, log-uniform between two magnitudes, so that sums in float32 round often."""
+    rng = np.random.default_rng(seed)
+    low, high = np.log(magnitudes)
+    return [
+        Upload(
+            values=(np.exp(rng.uniform(low, high, NUMEL)) * rng.choice([-1, 1], NUMEL)).astype(np.float32),
+            weight=float(rng.integers(1, 500)),
+            metrics=np.append(rng.uniform(0, 1000), rng.integers(1, 5000)),
+        )
+        for _ in range(num)
+    ]
+
+
+def join(world: World) -> Placement:
+    torch.set_num_threads(1)
+    placement = world.place("cpu")
+    world.join(placement, 60)
+    return placement
+
+
+def open_channel(
+    world: World, placement: Placement, exact: bool, uploads: Sequence[Upload]
+) -> tuple[Channel, dict[str, torch.Tensor]]:
+    """A channel and the buffers registered with it."""
+    groups = {name: torch.zeros(size) for name, size in SIZES.items()}
+    channel = Channel(
+        world,
+        placement,
+        Ledger(),
+        shared=groups,
+        num_metrics=NUM_METRICS,
+        exact=exact,
+        weight_bound=sum(upload.weight for upload in uploads),
+    )
+    return channel, groups
+
+
+def add(channel: Channel, groups: dict[str, torch.Tensor], upload: Upload) -> None:
+    parts = torch.from_numpy(upload.values).split(list(SIZES.values()))
+    for buffer, part in zip(groups.values(), parts, strict=True):
+        buffer.copy_(part)
+    channel.add(groups, upload.weight, torch.from_numpy(upload.metrics))
+
+
+def _reduce(world: World, uploads: list[Upload], rounds: list[Grouping]) -> dict[bool, list[tuple]]:
+    """Exact or not -> (mean, weight, metrics) of a reduction for every grouping."""
+    placement = join(world)
+    results: dict[bool, list[tuple]] = {False: [], True: []}
+    for exact, found in results.items():
+        channel, groups = open_channel(world, placement, exact, uploads)
+        for number, grouping in enumerate(rounds, 1):
+            for index in grouping[world.rank]:
+                add(channel, groups, uploads[index])
+            aggregate = channel.reduce(number)
+            assert list(aggregate.groups) == list(SIZES)
+            mean = torch.cat(list(aggregate.groups.values())).numpy()
+            found.append((mean, aggregate.weight, aggregate.metrics))
+    return results
+
+
+def plain_mean(uploads: Sequence[Upload]) -> np.ndarray:
+    """sum_k w_k x_k / sum_k w_k in float64."""
+    weights = np.array([upload.weight for upload in uploads])
+    return weights @ np.stack([upload.values.astype(np.float64) for upload in uploads]) / weights.sum()
+
+
+def exact_bound(uploads: Sequence[Upload], all_uploads: Sequence[Upload]) -> np.ndarray:
+    """How far the mean of an exact sum may be from the real number, element by element.
+
+    An upload is rounded to whole units, half a unit at most; a unit of the sum is 1/scale, and the mean
+    is the sum over the total weight. The mean then becomes a float32. The products and quotients in
+    float64 are a thousand times finer than either: the last factor covers them.
+    """
+    scale = 2.0 ** (62 - RANGE_BITS - math.ceil(math.log2(sum(upload.weight for upload in all_uploads))))
+    weight = sum(upload.weight for upload in uploads)
+    return (len(uploads) / 2 / scale / weight + np.abs(plain_mean(uploads)) * 2.0**-24) * 1.001
+
+
+# the first round: a server without uploads, a rank with four and a rank with none; the second adds on
+# other ranks, and would show what the first left behind
+ROUNDS: list[Grouping] = [[[], [0, 1, 2, 3], []], [[4], [], [5, 0, 6]], [[], [2], []]]
+
+
+def test_mean_is_the_plain_formula_on_uneven_ranks_and_rounds_do_not_leak():
+    uploads = make_uploads(7, (1e-4, 10))
+    by_rank = run_ranks(3, _reduce, uploads, ROUNDS)
+    for exact, number in itertools.product((False, True), range(len(ROUNDS))):
+        chosen = [uploads[index] for rank in ROUNDS[number] for index in rank]
+        mean, weight, metrics = by_rank[1][exact][number]
+        assert all(other[exact][number][0].tobytes() == mean.tobytes() for other in by_rank)
+        if exact:
+            bound = exact_bound(chosen, uploads)
+        else:
+            # each of the n products and additions rounds a number no larger than sum w |x|
+            magnitudes = [Upload(np.abs(upload.values), upload.weight, upload.metrics) for upload in chosen]
+            bound = 2 * len(chosen) * 2.0**-24 * plain_mean(magnitudes)
+        assert (np.abs(mean - plain_mean(chosen)) <= bound).all()
+        assert weight == sum(upload.weight for upload in chosen)
+        total = sum(upload.metrics for upload in chosen)
+        # exact: half a unit of 2**-SCALAR_BITS an upload; float32: 24 bits of the sum
+        bound = len(chosen) * (2.0**-SCALAR_BITS / 2 if exact else total * 2.0**-23)
+        assert (np.abs(metrics - total) <= bound).all()
+
+
+def test_exact_sums_have_the_same_bits_for_every_grouping_of_the_same_uploads():
+    uploads = make_uploads(24, (1e-12, LIMIT))
+    uploads[3].values[:4] = LIMIT, -LIMIT, 0.0, -0.0
+    rng = np.random.default_rng(1)
+    bits: dict[bool, set[tuple[bytes, ...]]] = {True: set(), False: set()}
+    for size in (1, 2, 3, 8):
+        groupings = [_split(rng.permutation(24), np.sort(rng.integers(0, 25, size - 1))) for _ in range(3)]
+        groupings.append(_split(np.arange(24), np.zeros(size - 1, int)))  # all on the last rank
+        for results in run_ranks(size, _reduce, uploads, groupings):
+            for exact, found in results.items():
+                bits[exact] |= {(mean.tobytes(), str(weight), metrics.tobytes()) for mean, weight, metrics in found}
+            for mean, _, _ in results[True]:
+                assert (np.abs(mean - plain_mean(uploads)) <= exact_bound(uploads, uploads)).all()
+    assert len(bits[True]) == 1
+    assert len(bits[False]) > 1  # groupings that do tell apart sums which depend on them
+
+
+def _split(order: np.ndarray, cuts: np.ndarray) -> Grouping:
+    return [part.tolist() for part in np.split(order, cuts)]
+
+
+def _diverge(world: World, exact: bool, bad: float, folder: Path) -> tuple[int, str]:
+    """(exit code, standard error) of this rank; rank 2 has the bad upload."""
+    uploads = make_uploads(3, (0.1, 1))
+    uploads[2].values[NUMEL - 5] = bad  # in the second group
+    channel, groups = open_channel(world, join(world), exact, uploads)
+    add(channel, groups, uploads[world.rank])
+    with (folder / str(world.rank)).open("w+") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            channel.reduce(7)
+        except SystemExit as leaving:
+            return leaving.code, (folder / str(world.rank)).read_text()
+    raise AssertionError("the reduction went through")
+
+
+@pytest.mark.parametrize(
+    ("exact", "bad"),
+    [
+        (False, math.nan),
+        (False, -math.inf),
+        (True, math.nan),
+        (True, math.inf),
+        (True, -LIMIT * (1 + 2**-20)),
+    ],
+)
+def test_an_upload_that_diverged_ends_every_rank_with_one_message(tmp_path, exact, bad):
+    outcomes = run_ranks(3, _diverge, exact, bad, tmp_path)
+    assert [code for code, _ in outcomes] == [2, 2, 2]
+    message, *others = [text for _, text in outcomes]
+    assert others == ["", ""]
+    assert message.count("\n") == 1
+    assert message.startswith("fedbsd_dist: round 7: the learning of 1 client(s) diverged")
+    assert "train.lr" in message
+
+
+def test_the_largest_value_in_range_does_not_diverge():
+    uploads = make_uploads(2, (1, 2))
+    for upload in uploads:
+        upload.values[:2] = LIMIT, -LIMIT
+    mean, _, _ = run_ranks(2, _reduce, uploads, [[[0], [1]]])[0][True][0]
+    assert mean[:2].tolist() == [LIMIT, -LIMIT]
+
+
+def _gather(world: World) -> tuple[np.ndarray, np.ndarray]:
+    channel, _ = open_channel(world, join(world), True, [])
+    numbers = {2: [1 / 3, -1e300, 5e-324]} if world.rank == 1 else {}
+    own = {world.rank: [world.rank, 2**53]}
+    return (
+        channel.gather(numbers, 3, 3, round=1, purpose="one rank's"),
+        channel.gather(own, world.size + 1, 2, round=1, purpose="a row each"),
+    )
+
+
+def test_gather_is_a_table_of_what_each_rank_gave_to_the_bit():
+    for first, second in run_ranks(3, _gather):
+        assert first.dtype == second.dtype == np.float64
+        assert first.tolist() == [[0, 0, 0], [0, 0, 0], [1 / 3, -1e300, 5e-324]]
+        assert second.tolist() == [[0, 2**53], [1, 2**53], [2, 2**53], [0, 0]]
+
+
+def _count(world: World) -> tuple[list[tuple[int, int]], list[tuple]]:
+    """(all-reduces, ledger entries) before and after the reduction of every round, and the entries."""
+    uploads = make_uploads(4, (0.1, 1))
+    channel, groups = open_channel(world, join(world), False, uploads)
+    calls: list[torch.Tensor] = []
+    all_reduce = dist.all_reduce
+    dist.all_reduce = lambda tensor: (calls.append(tensor), all_reduce(tensor))
+    counts = []
+    for number in range(1, 4):
+        for upload in uploads[: number + world.rank]:
+            add(channel, groups, upload)
+        counts.append((len(calls), len(channel._ledger.entries)))
+        channel.reduce(number)
+        counts.append((len(calls), len(channel._ledger.entries)))
+    fields = ("round", "purpose", "group", "dtype", "elements", "elements_by_group")
+    return counts, [tuple(getattr(entry, field) for field in fields) for entry in channel._ledger.drain()]
+
+
+def test_a_round_is_one_all_reduce_however_many_clients_upload():
+    for counts, entries in run_ranks(3, _count):
+        assert counts == [(0, 0), (1, 1), (1, 1), (2, 2), (2, 2), (3, 3)]  # adding sends nothing
+        elements = NUMEL + 2 + NUM_METRICS + 2 * 3
+        by_group = {**SIZES, "scalars": elements - NUMEL}
+        assert entries == [(n, "aggregate", "backbone+head", "float32", elements, by_group) for n in (1, 2, 3)]
