@@ -1,6 +1,7 @@
 """One client's turn at its rank's live model: its private tensors and its local training loop."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,10 +37,13 @@ class Turn:
         """`private`: this client's row of each private group, float32 [numel]."""
         self.client, self.round, self.seed = client, round, seed
         self.options, self.model, self.shard, self.private = options, model, shard, private
-        self.images = shard.normalized(shard.train_images)
-        """Training images, float32 [n, c, h, w]."""
         self.labels = shard.train_labels
         """Training labels, int64 [n]."""
+
+    @cached_property
+    def images(self) -> Tensor:
+        """Training images, float32 [n, c, h, w]; made when they are first asked for, for evaluation needs none."""
+        return self.shard.normalized(self.shard.train_images)
 
     def sgd(
         self,

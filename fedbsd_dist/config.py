@@ -79,13 +79,13 @@ class Train(Section):
     """Passes of a client over its own samples in a round."""
     batch_size: int = Field(10, ge=1)
     """Samples a step; an epoch's last batch may be smaller."""
-    lr: float = Field(0.01, gt=0, allow_inf_nan=False)
+    lr: float = Field(0.05, gt=0, allow_inf_nan=False)
     """SGD's learning rate."""
     momentum: float = Field(0.5, ge=0, lt=1)
     """SGD's momentum, from zero at the start of every local training (FedRep's protocol: 0.5)."""
     weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
     """L2 penalty on weights (tensors of two or more dimensions), not on biases."""
-    participation: float = Field(1.0, gt=0, le=1)
+    participation: float = Field(0.2, gt=0, le=1)
     """Fraction of the clients drawn for a round's cohort, at least one client."""
 
 

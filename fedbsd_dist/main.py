@@ -37,12 +37,13 @@ def run(arguments: Sequence[str], world: World) -> None:
     checkpoints = Checkpoints(run_dir, config, world)
     with world.one_voice("start"):
         plan.check_same(world)
+        found = 0
         if world.is_server:
             directory.claim(run_dir, config)
-        resumed = checkpoints.newest() if config.run.resume == "auto" else 0
+            found = checkpoints.newest() if config.run.resume == "auto" else 0
     if world.told("finished", str(directory.is_finished(run_dir))) == "True":
         return world.say(f"{run_dir} holds this run, finished: nothing to do.")
-    train(plan, world, checkpoints, run_dir, resumed)
+    train(plan, world, checkpoints, run_dir, int(world.told("resumed", str(found))))
 
 
 def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, resumed: int) -> None:

@@ -34,7 +34,7 @@ PRIVATE = 0o600
 
 
 class Checkpoints:
-    """The checkpoints of one run; every rank makes the same calls."""
+    """The checkpoints of one run."""
 
     def __init__(self, run: Path, config: RunConfig, world: World) -> None:
         """`run`: the run directory, the same files for every rank."""
@@ -74,7 +74,7 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def newest(self) -> int:
-        """The newest round whose checkpoint verifies, which all ranks see in the same files; 0 when there is none.
+        """The newest round whose checkpoint verifies; 0 when there is none.
 
         Raises UserError when that checkpoint is of other settings or another number of ranks.
         """

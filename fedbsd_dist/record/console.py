@@ -54,7 +54,7 @@ def closing(summary: Mapping[str, Any], run_dir: str) -> str:
     wire, payload = size(summary["bytes"]["wire"]), size(summary["bytes"]["payload"])
     seconds = summary["seconds"]
     facts = {
-        "clients sent, received": f"{size(sent)}, {100 * sent / fedavg:.1f} % of FedAvg's {size(fedavg)} with this model",
+        "clients sent, received": f"{size(sent)}; FedAvg with this model {size(fedavg)} ({100 * sent / fedavg:.1f} %)",
         "between ranks": f"{wire} by the ring model, {payload} payload",
         "head": f"{head:,} of {parameters:,} parameters ({100 * head / parameters:.2f} %)",
         "time": ", ".join(f"{name} {duration(seconds[name])}" for name in ("training", "communication", "evaluation")),
