@@ -75,11 +75,11 @@ class Train(Section):
 
     rounds: int = Field(40, ge=1)
     """Communication rounds."""
-    local_epochs: int = Field(1, ge=1)
+    local_epochs: int = Field(2, ge=1)
     """Passes of a client over its own samples in a round."""
     batch_size: int = Field(10, ge=1)
     """Samples a step; an epoch's last batch may be smaller."""
-    lr: float = Field(0.05, gt=0, allow_inf_nan=False)
+    lr: float = Field(0.02, gt=0, allow_inf_nan=False)
     """SGD's learning rate."""
     momentum: float = Field(0.5, ge=0, lt=1)
     """SGD's momentum, from zero at the start of every local training (FedRep's protocol: 0.5)."""

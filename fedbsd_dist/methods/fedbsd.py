@@ -15,12 +15,14 @@ the schedule are reconstructions, hence options.
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedbsd_dist.client import Turn
 from fedbsd_dist.config import MethodOptions
 from fedbsd_dist.methods.contract import Method
+from fedbsd_dist.models.flat import frozen
+from fedbsd_dist.models.split import SplitModel
 
 
 class Options(MethodOptions):
@@ -31,6 +33,9 @@ class Options(MethodOptions):
     distillation: Literal["logits_kl", "features_kl", "features_mse", "features_cosine"] = "logits_kl"
     """L_BSD: KL between softened logits, both through the client's own head, the teacher's side without
     gradient; or KL, mean squared error, or 1 - cosine between backbone features."""
+    distillation_teaches: Literal["backbone", "backbone_and_head"] = "backbone"
+    """What a gradient of `logits_kl` reaches. The head learns from labels alone by default: with its gradient
+    through the student's side only, the teacher's logits run ahead with the head, and training was seen to diverge."""
     distillation_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     """lambda; 0 is FedPer with a plain mean."""
     temperature: float = Field(4.0, gt=0, allow_inf_nan=False)
@@ -69,40 +74,45 @@ class FedBSD(Method[Options]):
         teacher = turn.features(turn.images)
         if self.options.student_start == "own":
             turn.model.buffers["backbone"].copy_(turn.private["backbone"])
+        # the present values of the head, at every step, but no gradient
+        head = frozen(turn.model.module.head)
         groups = ["backbone", "head"]
         if self.options.schedule == "head_then_backbone":
             turn.tune_head(self.options.head_epochs)
             groups = ["backbone"]
         return turn.sgd(
-            lambda *batch: self.loss(turn, *batch),
+            lambda *batch: self.loss(turn.model.module, head, *batch),
             (turn.images, turn.labels, teacher),
             groups=groups,
             epochs=self.train.local_epochs,
         )
 
-    def loss(self, turn: Turn, images: Tensor, labels: Tensor, teacher: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def loss(
+        self, model: SplitModel, frozen_head: nn.Module, images: Tensor, labels: Tensor, teacher: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
         """L of one batch, with its two terms to report. `teacher`: features [n, d], without gradient."""
-        model = turn.model.module
         student = model.backbone(images)
         logits = model.head(student)
         classification = F.cross_entropy(logits, labels)
-        distillation = self.distill(student, logits, teacher, model.head(teacher).detach())
+        if self.options.distillation == "logits_kl":
+            taught = logits if self.options.distillation_teaches == "backbone_and_head" else frozen_head(student)
+            distillation = self.kl(taught, frozen_head(teacher))
+        else:
+            distillation = self.between_features(student.flatten(1), teacher.flatten(1))
         return classification + self.options.distillation_weight * distillation, [
             classification,
             distillation,
         ]
 
-    def distill(self, student: Tensor, logits: Tensor, teacher: Tensor, teacher_logits: Tensor) -> Tensor:
-        """L_BSD, mean over the batch. Features [n, d], logits [n, classes]."""
+    def between_features(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """L_BSD of features [n, d], mean over the batch."""
         match self.options.distillation:
-            case "logits_kl":
-                return self.kl(logits, teacher_logits)
-            case "features_kl":
-                return self.kl(student.flatten(1), teacher.flatten(1))
             case "features_mse":
                 return F.mse_loss(student, teacher)
             case "features_cosine":
-                return 1 - F.cosine_similarity(student.flatten(1), teacher.flatten(1)).mean()
+                return 1 - F.cosine_similarity(student, teacher).mean()
+            case _:
+                return self.kl(student, teacher)
 
     def kl(self, student: Tensor, teacher: Tensor) -> Tensor:
         """KL(teacher || student) of the softmax over dimension 1 at temperature tau."""

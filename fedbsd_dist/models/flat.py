@@ -5,6 +5,7 @@ The groups are `backbone`, `head` and `statistics` (normalisation's running stat
 buffers and no parameters); together they are the whole float state of the model.
 """
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 
@@ -50,6 +51,16 @@ class FlatModel:
         for parameter in chosen:
             parameter.requires_grad_()
         return chosen
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """A twin of `module` on the same storage, in evaluation mode: always its present values, never a gradient."""
+    twin = copy.deepcopy(module).requires_grad_(False).eval()
+    for mine, original in zip(
+        (*twin.parameters(), *twin.buffers()), (*module.parameters(), *module.buffers()), strict=True
+    ):
+        mine.data = original.data
+    return twin
 
 
 def _state(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
