@@ -13,25 +13,11 @@ from typing import Any, TypeGuard
 import yaml
 from pydantic import ValidationError
 
+from fedbsd_dist import dialect
 from fedbsd_dist.config import MethodOptions, RunConfig, Section
 from fedbsd_dist.errors import UserError
 
 Methods = Mapping[str, type[MethodOptions]]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars: 1e-3 is a number, `no` and 2026-01-31 are text."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
-
-
-for _tag, _pattern, _first in (
-    ("bool", r"true|false", "tf"),
-    ("null", r"null|~|", ["n", "~", ""]),
-    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 def check_flag(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
@@ -60,10 +46,12 @@ def load(arguments: Sequence[str], methods: Methods) -> RunConfig:
             raise UserError(
                 f"{argument}: no such flag. There are --help and --check[=RANKS]; options are section.field=value."
             )
-        if "=" in argument:
+    files = [argument for argument in arguments if "=" not in argument]
+    for path in files:
+        _merge(values, _read_file(Path(path)))
+    for argument in arguments:
+        if argument not in files:
             _override(values, argument)
-        else:
-            _merge(values, _read_file(Path(argument)))
     method = values.pop("method", {})
     if not isinstance(method, dict):
         raise UserError(f"method={method}: write method.name={method} instead.")
@@ -90,6 +78,9 @@ def _explain(problem: Any, prefix: str, methods: Methods) -> str:
     if problem["type"] == "extra_forbidden":
         if isinstance(problem["input"], dict) and problem["input"]:
             key += f".{next(iter(problem['input']))}"
+        owners = [name for name, options in methods.items() if key.removeprefix("method.") in options.model_fields]
+        if prefix and owners:
+            return f"{key}: an option of method.name={' or '.join(owners)}, not of the method chosen."
         return f"{key}: unknown option.{_nearest(key, dict(fields(methods)))} --help lists them all."
     if problem["type"] == "model_type":
         return f"{key}={problem['input']}: {key} is a section; write {key}.FIELD=VALUE."
@@ -122,7 +113,7 @@ def fields(methods: Methods) -> list[tuple[str, Any]]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(), Loader=_Loader)
+        values = dialect.parse(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: cannot read this configuration file: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -138,7 +129,7 @@ def _override(values: dict[str, Any], argument: str) -> None:
     key, _, text = argument.partition("=")
     *sections, field = key.split(".")
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = dialect.parse(text)
     except yaml.YAMLError:
         raise UserError(f"{argument}: the value is not valid YAML; quote it.") from None
     for section in sections:
@@ -192,6 +183,6 @@ def _describe_section(name: str, section: type[Section]) -> list[str]:
 def _describe(key: str, field: Any) -> list[str]:
     choices = getattr(field.annotation, "__args__", ())
     allowed = " | ".join(map(str, choices)) if choices else field.annotation.__name__
-    default = yaml.safe_dump(field.default, default_flow_style=True).removesuffix("...\n").strip()
+    default = dialect.write(field.default, flow=True).removesuffix("...\n").strip()
     meaning = textwrap.fill(" ".join(field.description.split()), 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return [f"  {key}={default}  ({allowed})", meaning]

@@ -5,8 +5,9 @@ A field's docstring is its help text (`--help` prints them all), with its unit a
 
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+
+from fedbsd_dist import dialect
 
 
 class Section(BaseModel):
@@ -114,7 +115,7 @@ class Wire(Section):
     """`exact`: 64-bit integer sums, the same bits on any number of ranks, at twice the payload."""
     codec: Literal["none"] = "none"
     """How an upload is represented on the wire."""
-    timeout: float = Field(1800, gt=0, allow_inf_nan=False)
+    timeout: float = Field(1800.0, gt=0, allow_inf_nan=False)
     """Seconds a rank waits for the others before the run is given up."""
 
 
@@ -135,4 +136,4 @@ class RunConfig(Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration, which `load` reads back to the same."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+        return dialect.write(self.model_dump())

@@ -64,6 +64,7 @@ def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, res
         checkpoints.restore(resumed, federation.shared, federation.states())
     recorder = open_record(plan, run_dir, resumed, world)
     recorder.say(plan.text + (f"\nresumed      after round {resumed}" if resumed else ""))
+    channel.start()
     for number in range(resumed + 1, config.train.rounds + 1):
         recorder.round(federation.round(number), ledger.drain())
         if checkpoints.due(number):

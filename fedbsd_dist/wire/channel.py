@@ -79,6 +79,11 @@ class Channel:
         )
         staged = placement.device.type == "cuda" and placement.backend != "nccl"
         self._host = torch.empty_like(self._buffer, device="cpu", pin_memory=True) if staged else None
+        self._clock = 0.0
+
+    def start(self) -> None:
+        """Start the clock of the first collective, on all ranks together."""
+        self._world.wait("channel")
         self._clock = time.perf_counter()
 
     def add(self, groups: Mapping[str, Tensor], weight: float, metrics: Tensor) -> None:

@@ -72,6 +72,11 @@ class World:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise SystemExit(2)
 
+    def wait(self, name: str) -> None:
+        """Until every rank has come here."""
+        self.store.set(f"{name}/{self.rank}", "")
+        self.store.wait([f"{name}/{rank}" for rank in range(self.size)])
+
     def told(self, key: str, text: str) -> str:
         """The server's `text`, on every rank."""
         if self.is_server:

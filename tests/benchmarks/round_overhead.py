@@ -58,8 +58,10 @@ def plain_round(plan: Plan, federation: Federation, number: int, inputs: dict, m
                 logits = module.head(features)
                 loss = F.cross_entropy(logits, y)
                 if options.name == "fedbsd":
+                    head = {name: p.detach() for name, p in module.head.named_parameters()}
                     with torch.no_grad():
                         target = module.head(teacher.backbone(x))
+                    logits = torch.func.functional_call(module.head, head, features)
                     tau = options.temperature
                     soft, hard = F.log_softmax(logits / tau, 1), F.log_softmax(target / tau, 1)
                     loss = loss + tau**2 * F.kl_div(soft, hard, log_target=True, reduction="batchmean")
@@ -73,12 +75,18 @@ def measure(world: World, rounds: int, run_dir: str, overrides: list[str]) -> li
     plan = make_plan(config, world)
     world.join(plan.placement, 600)
     ledger = Ledger()
-    bound = sum(map(plan.method.weight, plan.partition.train_sizes))
-    metrics = len(plan.method.losses) + 1
-    exact = config.wire.sum == "exact"
-    channel = Channel(world, plan.placement, ledger, shared=plan.shared, num_metrics=metrics, exact=exact, weight_bound=bound)
+    channel = Channel(
+        world,
+        plan.placement,
+        ledger,
+        shared=plan.shared,
+        num_metrics=len(plan.method.losses) + 1,
+        exact=config.wire.sum == "exact",
+        weight_bound=sum(map(plan.method.weight, plan.partition.train_sizes)),
+    )
     federation = Federation(config, plan.method, plan.model, channel, plan.load_shards(world.rank))
     recorder = open_record(plan, Path(run_dir), 0, world)
+    recorder.say = lambda text: None  # type: ignore[method-assign]
     shape = plan.samples.x.shape[1:]
     module = build_model(config.model, (shape[2], shape[0], shape[1]), len(plan.samples.classes), 0)
     module = module.to(memory_format=torch.channels_last)
@@ -104,7 +112,7 @@ def main() -> None:
     numbers = [int(argument) for argument in sys.argv[1:] if "=" not in argument]
     overrides = [argument for argument in sys.argv[1:] if "=" in argument]
     ranks, rounds = [*numbers, *(3, 7)[len(numbers) :]]
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {ranks} ranks, {' '.join(overrides)}")
+    print(f"{platform.machine()}, torch {torch.__version__}, {ranks} ranks, {' '.join(overrides) or 'default options'}")
     rows = []
     for method in ("fedavg", "fedbsd"):
         with tempfile.TemporaryDirectory() as run_dir:
