@@ -52,6 +52,8 @@ def load(arguments: Sequence[str], methods: Methods) -> RunConfig:
     for argument in arguments:
         if argument not in files:
             _override(values, argument)
+    # an empty section in a file means its defaults
+    values = {key: {} if value is None and key != "seed" else value for key, value in values.items()}
     method = values.pop("method", {})
     if not isinstance(method, dict):
         raise UserError(f"method={method}: write method.name={method} instead.")
@@ -85,6 +87,8 @@ def _explain(problem: Any, prefix: str, methods: Methods) -> str:
     if problem["type"] == "model_type":
         return f"{key}={problem['input']}: {key} is a section; write {key}.FIELD=VALUE."
     message = problem["msg"].removeprefix("Input ")
+    if problem["type"] == "bool_type":
+        message = "should be true or false"
     return f"{key}={problem['input']}: {message}."
 
 

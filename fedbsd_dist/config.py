@@ -27,7 +27,7 @@ class Run(Section):
     """`auto`: go on from the newest checkpoint in `run.dir` that verifies, or start if there is none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: the GPUs where there are any, else the CPU."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=1024)
     """CPU threads a rank. Results are bit-equal for the same value, on any number of ranks."""
 
 

@@ -35,13 +35,14 @@ def run(arguments: Sequence[str], world: World) -> None:
 
     run_dir = directory.agree(config, world)
     checkpoints = Checkpoints(run_dir, config, world)
-    with world.one_voice("start"):
+    with world.one_voice("same everywhere"):
         plan.check_same(world)
+    with world.one_voice("start"):
         found = 0
         if world.is_server:
             directory.claim(run_dir, config)
             found = checkpoints.newest() if config.run.resume == "auto" else 0
-    if world.told("finished", str(directory.is_finished(run_dir))) == "True":
+    if world.told("finished", str(config.run.resume == "auto" and directory.is_finished(run_dir))) == "True":
         return world.say(f"{run_dir} holds this run, finished: nothing to do.")
     train(plan, world, checkpoints, run_dir, int(world.told("resumed", str(found))))
 
@@ -82,8 +83,10 @@ def main() -> None:
     arguments = sys.argv[1:]
     world = meet()
     if "--help" in arguments or "-h" in arguments:
-        return world.say(help_text(OPTIONS))
-    run(arguments, world)
+        world.say(help_text(OPTIONS))
+    else:
+        run(arguments, world)
+    world.part()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Ranks for tests: processes forked from a server that has imported torch once, meeting over gloo as under torchrun."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from fedbsd_dist.wire.world import World
 # the fork server imports with PYTHONPATH alone: some Pythons do not hand it sys.path
 os.environ["PYTHONPATH"] = os.pathsep.join(str(path) for path in (Path(__file__).parent, Path(__file__).parents[1]))
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["fedbsd_dist.main", "ranks"])
+_CONTEXT.set_forkserver_preload(["fedbsd_dist.main", "ranks", "pytest"])
 TIMEOUT = 120
 """Seconds for all ranks of one call."""
 
@@ -22,6 +24,7 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[
     """`function(world, *arguments)` on every rank of a world of `size`; what each returned, by rank.
 
     A rank that exits gives its exit code as ("exit", code); one that raises fails the test with its traceback.
+    Results are pickled: tensors as NumPy arrays or lists, for their memory goes with the process.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -34,13 +37,28 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[
         sender.close()
         pipes.append(receiver)
         processes.append(process)
-    outcomes = [pipe.recv() if pipe.poll(TIMEOUT) else ("error", "no answer in time") for pipe in pipes]
+    outcomes = _answers(pipes)
     for process in processes:
         process.join(10)
         process.kill()
-    for rank, (kind, value) in enumerate(outcomes):
-        assert kind != "error", f"rank {rank}: {value}"
     return [outcome if outcome[0] == "exit" else outcome[1] for outcome in outcomes]
+
+
+def _answers(pipes: list[Any]) -> list[Any]:
+    """One of every rank; the first error is raised without waiting for the ranks that wait for the failed one."""
+    outcomes: dict[Any, Any] = {}
+    deadline = time.monotonic() + TIMEOUT
+    while len(outcomes) < len(pipes):
+        ready = multiprocessing.connection.wait(set(pipes) - outcomes.keys(), deadline - time.monotonic())
+        assert ready, f"no answer in {TIMEOUT} s from rank(s) {[r for r, p in enumerate(pipes) if p not in outcomes]}"
+        for pipe in ready:
+            try:
+                outcomes[pipe] = pipe.recv()
+            except EOFError:
+                outcomes[pipe] = ("error", "died without a word")
+            kind, value = outcomes[pipe]
+            assert kind != "error", f"rank {pipes.index(pipe)}: {value}"
+    return [outcomes[pipe] for pipe in pipes]
 
 
 def _rank(pipe: Any, rank: int, size: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

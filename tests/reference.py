@@ -43,6 +43,7 @@ class Settings:
     tuning_epochs: int
     """Of the head, before the stage `head_tuned`."""
     distillation: str = ""
+    distillation_teaches: str = "backbone"
     distillation_weight: float = 0.0
     temperature: float = 1.0
     temperature_squared: bool = False
@@ -172,6 +173,9 @@ def learn(
         with torch.no_grad():
             teacher_features = teacher(client.train_images[rows])
             teacher_logits = model.head(teacher_features)
+        if settings.distillation_teaches == "backbone":
+            # the present head, as a constant: its gradient is that of the labels alone
+            logits = copy.deepcopy(model.head).requires_grad_(False)(features)
         distillation = distill(features, logits, teacher_features, teacher_logits, settings)
         total = classification + settings.distillation_weight * distillation
         return total, (classification.detach(), distillation.detach())

@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,11 @@ def plain_mean(uploads: Sequence[Upload]) -> np.ndarray:
     return weights @ np.stack([upload.values.astype(np.float64) for upload in uploads]) / weights.sum()
 
 
+def scale_of(all_uploads: Sequence[Upload]) -> float:
+    """Units in 1 of an exact sum: the largest power of two with which the largest sum stays within 2**62 units."""
+    return 2.0 ** (62 - RANGE_BITS - math.ceil(math.log2(sum(upload.weight for upload in all_uploads))))
+
+
 def exact_bound(uploads: Sequence[Upload], all_uploads: Sequence[Upload]) -> np.ndarray:
     """How far the mean of an exact sum may be from the real number, element by element.
 
@@ -109,9 +115,8 @@ def exact_bound(uploads: Sequence[Upload], all_uploads: Sequence[Upload]) -> np.
     is the sum over the total weight. The mean then becomes a float32. The products and quotients in
     float64 are a thousand times finer than either: the last factor covers them.
     """
-    scale = 2.0 ** (62 - RANGE_BITS - math.ceil(math.log2(sum(upload.weight for upload in all_uploads))))
     weight = sum(upload.weight for upload in uploads)
-    return (len(uploads) / 2 / scale / weight + np.abs(plain_mean(uploads)) * 2.0**-24) * 1.001
+    return (len(uploads) / 2 / scale_of(all_uploads) / weight + np.abs(plain_mean(uploads)) * 2.0**-24) * 1.001
 
 
 # the first round: a server without uploads, a rank with four and a rank with none; the second adds on
@@ -143,6 +148,9 @@ def test_mean_is_the_plain_formula_on_uneven_ranks_and_rounds_do_not_leak():
 def test_exact_sums_have_the_same_bits_for_every_grouping_of_the_same_uploads():
     uploads = make_uploads(24, (1e-12, LIMIT))
     uploads[3].values[:4] = LIMIT, -LIMIT, 0.0, -0.0
+    for upload in uploads:
+        # 1.9 units of the sum each: rounding to nearest shows, where cutting off would be beyond the bound
+        upload.values[4:8] = 1.9 / scale_of(uploads) / upload.weight
     rng = np.random.default_rng(1)
     bits: dict[bool, set[tuple[bytes, ...]]] = {True: set(), False: set()}
     for size in (1, 2, 3, 8):
@@ -245,3 +253,19 @@ def test_a_round_is_one_all_reduce_however_many_clients_upload():
         elements = NUMEL + 2 + NUM_METRICS + 2 * 3
         by_group = {**SIZES, "scalars": elements - NUMEL}
         assert entries == [(n, "aggregate", "backbone+head", "float32", elements, by_group) for n in (1, 2, 3)]
+
+
+def _late(world: World) -> tuple[float, float, float]:
+    """(communication, training, evaluation seconds) where rank 1 trains half a second more than the others."""
+    channel, groups = open_channel(world, join(world), False, make_uploads(1, (0.1, 1)))
+    channel.gather({}, 1, 1, round=0, purpose="start")
+    time.sleep(0.5 if world.rank == 1 else 0)
+    add(channel, groups, make_uploads(1, (0.1, 1))[0])
+    aggregate = channel.reduce(1, 0.125 if world.rank == 2 else 0.0)
+    return channel._ledger.entries[-1].seconds, aggregate.training_seconds, aggregate.evaluation_seconds
+
+
+def test_waiting_for_a_slow_rank_is_its_training_and_not_communication():
+    for communication, training, evaluation in run_ranks(3, _late):
+        assert 0 <= communication < 0.4 < 0.5 <= training
+        assert evaluation == 0.125

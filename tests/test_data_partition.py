@@ -50,9 +50,7 @@ def _label_table(samples: Samples, owned: tuple[Ints, ...]) -> Ints:
 
 def _check_guarantees(samples: Samples, partition: Partition, kind: str, min_samples: int) -> None:
     for owned, expected in ((partition.train, ~samples.is_test), (partition.test, samples.is_test)):
-        assert np.array_equal(
-            np.sort(np.concatenate(owned)), np.flatnonzero(expected)
-        )  # once each, none lost
+        assert np.array_equal(np.sort(np.concatenate(owned)), np.flatnonzero(expected))  # once each, none lost
         assert all(indices.dtype == np.int64 and (np.diff(indices) > 0).all() for indices in owned)
     assert min(partition.train_sizes) >= min_samples
     assert min(partition.test_sizes) >= 1
@@ -100,9 +98,7 @@ def test_guarantees_hold_or_the_request_is_refused() -> None:
 @pytest.mark.parametrize("alpha", [1e-6, 1e-3, 0.1, 1.0, 1e6])
 @pytest.mark.parametrize("num_clients", [1, 20, 782])
 def test_digits_can_be_divided_at_every_alpha(digits: Samples, alpha: float, num_clients: int) -> None:
-    partition = make_partition(
-        digits, kind="dirichlet", num_clients=num_clients, alpha=alpha, min_samples=10, seed=0
-    )
+    partition = make_partition(digits, kind="dirichlet", num_clients=num_clients, alpha=alpha, min_samples=10, seed=0)
     _check_guarantees(digits, partition, "dirichlet", 10)
 
 
@@ -224,7 +220,5 @@ def test_infeasible_requests_name_the_key_and_the_range(
 @pytest.mark.parametrize(("kind", "most"), [("iid", 782), ("dirichlet", 782), ("domain", 764)])
 def test_the_ends_of_the_stated_range_work(digits: Samples, kind: str, most: int) -> None:
     for num_clients in (2 if kind == "domain" else 1, most):
-        partition = make_partition(
-            digits, kind=kind, num_clients=num_clients, alpha=0.1, min_samples=10, seed=0
-        )
+        partition = make_partition(digits, kind=kind, num_clients=num_clients, alpha=0.1, min_samples=10, seed=0)
         _check_guarantees(digits, partition, kind, 10)

@@ -30,9 +30,7 @@ def digits() -> sources.Samples:
         ("mnist", True, [100] * 10),
     ],
 )
-def test_counts_are_the_official_ones(
-    digits: sources.Samples, domain: str, is_test: bool, expected: list[int]
-) -> None:
+def test_counts_are_the_official_ones(digits: sources.Samples, domain: str, is_test: bool, expected: list[int]) -> None:
     chosen = (digits.domain == digits.domains.index(domain)) & (digits.is_test == is_test)
     assert np.bincount(digits.y[chosen]).tolist() == expected
 

@@ -79,9 +79,7 @@ def test_cover_serves_as_many_clients_as_any_assignment_can() -> None:
     chained, scarce = 0, 0
     for _ in range(400):
         num_clients, num_classes = rng.integers(1, 9), rng.integers(1, 6)
-        train = rng.integers(1, 9, (num_clients, num_classes)) * (
-            rng.random((num_clients, num_classes)) < 0.4
-        )
+        train = rng.integers(1, 9, (num_clients, num_classes)) * (rng.random((num_clients, num_classes)) < 0.4)
         totals = rng.integers(0, 4, num_classes)
         totals[0] += max(num_clients - totals.sum(), 0)
         before = deal(totals, train + (train.sum() == 0))

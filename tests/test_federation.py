@@ -21,12 +21,21 @@ from fedbsd_dist.wire.channel import Channel
 from fedbsd_dist.wire.ledger import Ledger
 from fedbsd_dist.wire.world import World
 
-SHORT = ("train.rounds=4", "train.batch_size=64", "evaluate.every=0", "evaluate.head_epochs=1", "data.num_clients=6")
+SHORT = (
+    "run.device=cpu",
+    "data.num_clients=6",
+    "train.rounds=4",
+    "train.participation=1.0",
+    "train.batch_size=64",
+    "train.lr=0.01",
+    "evaluate.every=0",
+    "evaluate.head_epochs=1",
+)
 
 
 def build(world: World, *options: str) -> Federation:
     """A federation joined to the other ranks, as a run makes it, without a record."""
-    plan = make_plan(load([*SHORT, "run.device=cpu", *options], OPTIONS), world)
+    plan = make_plan(load([*SHORT, *options], OPTIONS), world)
     world.join(plan.placement, 60)
     channel = Channel(
         world,

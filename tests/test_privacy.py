@@ -2,9 +2,10 @@
 
 Three lines of defence are tried here. The channel refuses what is not the registered buffer of a shared group,
 whole and itself, before anything is sent. What it cannot see is a method that copies a head's values into the
-registered buffer, or computes them into it or into its reported losses: so the product's methods are run with
-heads replaced between learning and upload, and whatever comes of it anywhere else must keep its bits. And all
-that crosses in a run is searched for those heads; the same search finds them in FedAvg, which shares them.
+registered buffer or into its reported losses, nor what the numbers mean that `gather` is given: so the product's
+methods are run with heads replaced between learning and upload, and whatever comes of it anywhere else must keep
+its bits. And all that crosses in a run, those numbers included, is searched for the heads; the same search finds
+them in FedAvg, which shares them.
 
 Learning itself lets a head shape the backbone that is uploaded, through its gradients. That is the algorithm.
 """

@@ -53,7 +53,9 @@ def build_model(config: Model, shape: Shape, num_classes: int, seed: int) -> Spl
             model = SplitModel(layers, config.head_layers)
             with torch.no_grad():
                 logits = model.eval()(torch.zeros(2, *shape))
-        except (RuntimeError, ValueError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # a factory is the user's code
             raise UserError(
                 f"model {name} does not take images of {shape[0]}x{shape[1]}x{shape[2]} (c x h x w): {error}"
             ) from None

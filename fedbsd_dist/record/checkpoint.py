@@ -8,19 +8,18 @@ the newest round whose manifest and files verify. Randomness is seeded by name a
 
 import hashlib
 import io
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.record.directory import CHECKPOINTS
+from fedbsd_dist.record.directory import CHECKPOINTS, METRICS, read_lines, settings_sha256
 from fedbsd_dist.record.files import write_atomically
 from fedbsd_dist.wire.channel import Channel
 from fedbsd_dist.wire.world import World
@@ -61,39 +60,44 @@ class Checkpoints:
         """The server makes the checkpoint count: every rank has written, and the record is on disk."""
         if not self._world.is_server:
             return
-        manifest = {
-            "round": round,
-            "world_size": self._world.size,
-            "settings_sha256": _settings_sha256(self._config),
-            "files": {
+        manifest = Manifest(
+            round=round,
+            world_size=self._world.size,
+            settings_sha256=settings_sha256(self._config),
+            files={
                 _name(row): bytes(digest.astype("uint8")).hex() for row, digest in enumerate(digests) if digest.any()
             },
-        }
-        write_atomically(self._path(round) / MANIFEST, json.dumps(manifest, indent=1).encode())
-        for old in sorted(self._folder.glob("round-*"))[: -self._config.checkpoint.keep]:
-            shutil.rmtree(old)
+        )
+        manifest.own_sha256 = manifest.digest()
+        write_atomically(self._path(round) / MANIFEST, manifest.model_dump_json(indent=1).encode())
+        # a higher round is a damaged one that this run went on before
+        others = [folder for folder in sorted(self._folder.glob("round-*")) if folder != self._path(round)]
+        older = [folder for folder in others if folder.name < self._path(round).name]
+        for folder in set(others) - set(older[len(older) - self._config.checkpoint.keep + 1 :]):
+            shutil.rmtree(folder)
 
     def newest(self) -> int:
         """The newest round whose checkpoint verifies; 0 when there is none.
 
         Raises UserError when that checkpoint is of other settings or another number of ranks.
         """
+        recorded = [line["round"] for line in read_lines(self._folder.parent / METRICS)]
         for folder in sorted(self._folder.glob("round-*"), reverse=True):
             manifest = _verified(folder)
-            if manifest is None:
+            if manifest is None or manifest.round not in recorded:
                 continue
-            if manifest["settings_sha256"] != _settings_sha256(self._config):
+            if manifest.settings_sha256 != settings_sha256(self._config):
                 raise UserError(
                     f"run.resume=auto: {folder} was made with other settings; compare config.yaml beside it."
                 )
-            if manifest["world_size"] != self._world.size:
+            if manifest.world_size != self._world.size:
                 raise UserError(
-                    f"run.resume=auto: {folder} is of {manifest['world_size']} ranks, "
+                    f"run.resume=auto: {folder} is of {manifest.world_size} ranks, "
                     f"but this launch has {self._world.size}."
                 )
-            if manifest["round"] > self._config.train.rounds:
+            if manifest.round > self._config.train.rounds:
                 raise UserError(f"train.rounds={self._config.train.rounds}: {folder} is already further.")
-            return int(manifest["round"])
+            return manifest.round
         return 0
 
     def restore(self, round: int, shared: Tensors, private: Mapping[int, Tensors]) -> None:
@@ -103,7 +107,7 @@ class Checkpoints:
             _restore(self._path(round) / _name(1 + client), state)
 
     def _path(self, round: int) -> Path:
-        return self._folder / f"round-{round:06d}"
+        return self._folder / _folder_name(round)
 
 
 def _name(row: int) -> str:
@@ -122,20 +126,34 @@ def _restore(path: Path, tensors: Tensors) -> None:
         tensors[group].copy_(saved)
 
 
-def _settings_sha256(config: RunConfig) -> str:
-    """Of all options that a run's numbers depend on. A run may be made longer, moved and saved more often."""
-    settings = config.model_dump(
-        exclude={"run": {"dir", "overwrite", "resume"}, "train": {"rounds"}, "checkpoint": True}
-    )
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+class Manifest(BaseModel):
+    """What makes a checkpoint count."""
+
+    model_config = ConfigDict(strict=True)
+    round: int
+    world_size: int
+    settings_sha256: str
+    files: dict[str, str]
+    """File name -> sha256."""
+    own_sha256: str = ""
+    """Of all the fields above: the manifest vouches for the files, so nothing else vouches for it."""
+
+    def digest(self) -> str:
+        """What `own_sha256` must be."""
+        return hashlib.sha256(self.model_dump_json(exclude={"own_sha256"}).encode()).hexdigest()
 
 
-def _verified(folder: Path) -> dict[str, Any] | None:
+def _verified(folder: Path) -> Manifest | None:
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        for name, digest in manifest["files"].items():
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-                return None
-    except (OSError, ValueError, KeyError):
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        sound = manifest.own_sha256 == manifest.digest() and all(
+            hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+            for name, digest in manifest.files.items()
+        )
+    except (OSError, ValueError):
         return None
-    return manifest
+    return manifest if sound else None
+
+
+def _folder_name(round: int) -> str:
+    return f"round-{round:06d}"

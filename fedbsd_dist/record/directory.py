@@ -1,5 +1,7 @@
 """The run directory: chosen, claimed, and never overwritten unasked."""
 
+import hashlib
+import itertools
 import json
 import shutil
 import time
@@ -19,27 +21,34 @@ SUMMARY, CONFIG, METRICS, CLIENTS, LEDGER = (
 )
 TENSORBOARD, CHECKPOINTS = "tensorboard", "checkpoints"
 AUTO = "auto"
-OURS = (SUMMARY, CONFIG, METRICS, CLIENTS, LEDGER, TENSORBOARD, CHECKPOINTS)
+# in the order of deletion: stopped half-way, what is left is a whole old run or nothing to go on from
+OURS = (CHECKPOINTS, SUMMARY, METRICS, CLIENTS, LEDGER, TENSORBOARD, CONFIG)
 
 
 def agree(config: RunConfig, world: World) -> Path:
     """`run.dir`, or for `auto` a new name, the server's."""
-    auto = f"{config.method.name}-{config.data.source}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return (
-        Path(world.told("run directory", str(Path("runs") / auto))) if config.run.dir == AUTO else Path(config.run.dir)
-    )
+    if config.run.dir != AUTO:
+        return Path(config.run.dir)
+    name = f"{config.method.name}-{config.data.source}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (name if count == 1 else f"{name}-{count}" for count in itertools.count(1))
+    return Path(world.told("run directory", str(next(p for p in map(Path("runs").joinpath, names) if not p.exists()))))
 
 
 def check(config: RunConfig) -> None:
     """Raises UserError when `run.dir` cannot be a directory of ours, or holds a run that may not be touched."""
     path = Path("runs" if config.run.dir == AUTO else config.run.dir)
-    nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    try:
+        nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    except (OSError, ValueError) as error:
+        raise UserError(f"run.dir={str(path)!r}: no directory can be called so ({error}).") from None
     if not nearest.is_dir():
         raise UserError(f"run.dir={path}: {nearest} is a file, not a directory. Choose another run.dir.")
     if config.run.overwrite and config.run.resume == "auto":
         raise UserError("run.overwrite=true and run.resume=auto contradict each other. Choose one.")
-    if config.run.overwrite or config.run.resume == "auto":
+    if config.run.overwrite:
         return
+    if config.run.resume == "auto":
+        return _check_finished(path, config)
     if is_finished(path):
         raise UserError(
             f"run.dir={path}: holds a finished run. Choose another run.dir, or run.overwrite=true to replace it."
@@ -49,6 +58,25 @@ def check(config: RunConfig) -> None:
             f"run.dir={path}: holds an unfinished run. Go on with run.resume=auto, "
             "replace it with run.overwrite=true, or choose another run.dir."
         )
+
+
+def _check_finished(path: Path, config: RunConfig) -> None:
+    """Raises UserError where `path` holds a finished run that is not the one asked for."""
+    if not is_finished(path):
+        return
+    summary = json.loads((path / SUMMARY).read_text())
+    if (summary["settings_sha256"], summary["rounds"]) != (settings_sha256(config), config.train.rounds):
+        raise UserError(
+            f"run.dir={path}: holds a finished run of other settings or rounds; compare its {CONFIG}. "
+            "Choose another run.dir, or run.overwrite=true to replace it."
+        )
+
+
+def settings_sha256(config: RunConfig) -> str:
+    """Of all options that a run's numbers depend on. A run may be made longer, moved, and saved more often."""
+    apart: dict[str, Any] = {"run": {"dir", "overwrite", "resume"}, "train": {"rounds"}, "wire": {"timeout"}}
+    settings = config.model_dump(exclude={**apart, "checkpoint": True})
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def is_finished(path: Path) -> bool:

@@ -13,7 +13,16 @@ from fedbsd_dist.evaluation import CORRECT, COUNT, LOSS, summarize
 from fedbsd_dist.federation import STATE_DIGEST, Report
 from fedbsd_dist.plan import Plan
 from fedbsd_dist.record import console
-from fedbsd_dist.record.directory import CLIENTS, CONFIG, LEDGER, METRICS, SUMMARY, TENSORBOARD, read_lines
+from fedbsd_dist.record.directory import (
+    CLIENTS,
+    CONFIG,
+    LEDGER,
+    METRICS,
+    SUMMARY,
+    TENSORBOARD,
+    read_lines,
+    settings_sha256,
+)
 from fedbsd_dist.record.files import append, write_atomically
 from fedbsd_dist.wire.ledger import Entry
 from fedbsd_dist.wire.world import World
@@ -147,6 +156,7 @@ class Recorder(Silence):
             "fedavg_bytes": sum(2 * line["cohort"] * self._plan.model_bytes for line in self._lines),
             "parameters": {group: buffer.numel() for group, buffer in buffers.items()},
             "state_sha256": state_sha256,
+            "settings_sha256": settings_sha256(self._config),
         }
         write_atomically(self._run / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
         self._tensorboard.close()

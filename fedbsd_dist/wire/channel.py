@@ -28,6 +28,10 @@ SCALAR_BITS = 20
 """Fraction bits of weights, metrics and seconds in an exact sum (resolution 1e-6)."""
 
 
+MAX_WIDTH = 32
+"""Numbers a row that `gather` takes: a digest's."""
+
+
 class ChannelRefusal(AssertionError):
     """A method tried to send what is not registered as shared: a mistake in the program."""
 
@@ -65,7 +69,9 @@ class Channel:
         """`shared`: the live model's buffer of each shared group, float32 [numel]: these storages, whole
         and no other, may cross. `weight_bound`: the sum of all clients' weights, which scales an exact sum.
         """
-        self._world, self._ledger, self._shared = world, ledger, dict(shared)
+        self._world, self._ledger = world, ledger
+        # aliases of our own, the only thing that is ever read: what a method does to its tensors changes nothing here
+        self._shared = {name: buffer.detach() for name, buffer in shared.items()}
         self._num_parameters = sum(buffer.numel() for buffer in shared.values())
         self._num_metrics = num_metrics
         self._exact = exact
@@ -93,7 +99,7 @@ class Channel:
         buffer itself: a private group, a view, a copy, a buffer with something else in it.
         """
         self._check(groups)
-        uploads = [groups[name] for name in self._shared]
+        uploads = list(self._shared.values())
         fits = torch.stack([upload.abs().max() <= self._limit for upload in uploads]).all() if uploads else None
         offset = 0
         for upload in uploads:
@@ -120,8 +126,7 @@ class Channel:
                 raise ChannelRefusal(
                     f"group {name!r} is not registered as shared ({', '.join(self._shared)}): it stays"
                 )
-            whole = tensor.data_ptr() == home.data_ptr() and tensor.numel() == home.numel()
-            if not whole or tensor.untyped_storage().data_ptr() != home.untyped_storage().data_ptr():
+            if type(tensor) is not Tensor or tensor.dtype != home.dtype or not tensor.is_set_to(home):
                 raise ChannelRefusal(f"group {name!r}: this tensor is not the registered buffer of the group: it stays")
         missing = self._shared.keys() - groups.keys()
         if missing:
@@ -143,6 +148,8 @@ class Channel:
                 f"{self._limit:g}). Lower train.lr."
             )
         mean = self._buffer[: self._num_parameters].double().div_(self._scale * weight).float()
+        if not mean.isfinite().all():
+            self._world.fail(f"round {round}: the sum of the uploads overflows float32. Lower train.lr.")
         self._buffer.zero_()
         return Aggregate(
             groups=dict(zip(sizes, mean.split(list(sizes.values())), strict=True)),
@@ -157,8 +164,10 @@ class Channel:
     ) -> np.ndarray:
         """Table float64 [num_rows, width] whose row i is what one rank gave as rows[i]; else zeros.
 
-        Plain numbers only (counts, losses, digests): no tensor of a model enters here.
+        Few plain numbers a row (counts, losses, digests): no tensor enters here, nor room for one.
         """
+        assert width <= MAX_WIDTH, f"{width} numbers a row; tensors of a model go through add()"
+        assert not any(isinstance(number, Tensor) for row in rows.values() for number in (row, *row))
         buffer = torch.zeros(num_rows * width + 2 * self._world.size, dtype=torch.float64)
         table = buffer[: num_rows * width].view(num_rows, width)
         for index, row in rows.items():

@@ -19,7 +19,8 @@ class Entry:
     payload_bytes: int
     """Size of the buffer that every rank hands in."""
     wire_bytes: int
-    """Sum over ranks of the bytes sent, by the ring model: 2(n-1) times the payload."""
+    """Sum over ranks of the bytes sent, by the ring model: 2(n-1) times the payload, headers apart (which
+    are most of a payload below 4 kB)."""
     seconds: float
     """From the arrival of the last rank to the end: waiting for slow ranks is not communication."""
 

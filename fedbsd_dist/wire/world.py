@@ -58,7 +58,7 @@ class World:
             problem = str(error)
         self.store.set(f"{phase}/{self.rank}", problem)
         found = (self.store.get(f"{phase}/{rank}").decode() for rank in range(self.size))
-        problem = self.told(phase, next(filter(None, found), "") if self.is_server else "")
+        problem = self.told(f"{phase}: problem", next(filter(None, found), "") if self.is_server else "")
         if problem:
             self.fail(problem)
 
@@ -66,11 +66,17 @@ class World:
         """Called by every rank: the server tells the user, and all exit with code 2."""
         if self.is_server:
             print(f"fedbsd_dist: {problem}", file=sys.stderr, flush=True)
-        # torchrun ends the others as soon as one rank has gone: none goes before the server has spoken,
-        # and each finishes with its own exit code
-        self.told("failed", "")
+        # torchrun ends the others as soon as one rank has gone; each finishes with its own exit code
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.wait("failed")
+        self.part()
         raise SystemExit(2)
+
+    def part(self) -> None:
+        """Rank 0, which may hold the store, goes last."""
+        self.store.set(f"gone/{self.rank}", "")
+        if self.is_server:
+            self.store.wait([f"gone/{rank}" for rank in range(self.size)])
 
     def wait(self, name: str) -> None:
         """Until every rank has come here."""
@@ -106,6 +112,7 @@ class World:
         here = torch.device("cuda", self.local_rank % gpus)
         if all(gpus >= ranks for gpus, ranks in self.hosts):
             return Placement(device=here, backend="nccl", reason="each rank has its own GPU")
+        gpus, ranks = next((gpus, ranks) for gpus, ranks in self.hosts if gpus < ranks)
         reason = f"{ranks} ranks share {gpus} GPU(s) of a host, one buffer staged through host memory"
         return Placement(device=here, backend="gloo", reason=reason)
 

@@ -1,0 +1,301 @@
+"""Networks have their published sizes, groups hold the whole state once, and flat storage changes no output."""
+
+import copy
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedbsd_dist.config import Model
+from fedbsd_dist.errors import UserError
+from fedbsd_dist.models.flat import FlatModel
+from fedbsd_dist.models.networks import NETWORKS
+from fedbsd_dist.models.split import SplitModel, build_model
+
+CPU = torch.device("cpu")
+SHAPE = (1, 16, 16)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """The models are small: threads would wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def with_norm(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    """Normalisation on both sides of the split, and convolutions of uneven shapes."""
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Sequential(nn.Conv2d(shape[0], 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2)),
+            squeeze=nn.Sequential(nn.Conv2d(6, 5, (2, 1), bias=False), nn.Flatten()),
+            norm=nn.BatchNorm1d(10),
+            classifier=nn.Linear(10, num_classes),
+        )
+    )
+
+
+def tied(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    pixels = shape[0] * shape[1] * shape[2]
+    first, second = nn.Linear(num_classes, num_classes), nn.Linear(num_classes, num_classes)
+    second.weight = first.weight
+    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, num_classes), first, second)
+
+
+def doubles(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(256, 4), nn.Linear(4, num_classes), Cast(), nn.BatchNorm1d(10).double()
+    )
+
+
+class Cast(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double()
+
+
+def no_sequential(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    return nn.Linear(shape[0], num_classes)
+
+
+def two_many_logits(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, num_classes + 2))
+
+
+def logits_of_pixels(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.Identity(), nn.Conv2d(1, num_classes, 1))
+
+
+not_a_function = 7
+
+
+def ours(factory: str) -> Model:
+    return Model(factory=factory and f"{__name__}:{factory}")
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "num_classes", "parameters", "head"),
+    [
+        ("cnn", (1, 28, 28), 10, 582_026, 5_130),
+        ("fedrep_cnn", (3, 32, 32), 10, 307_842, 650),
+        # FedRep's FEMNIST network: 784-512-256-64-10
+        ("mlp", (1, 28, 28), 10, 784 * 512 + 512 + 512 * 256 + 256 + 256 * 64 + 64 + 650, 650),
+    ],
+)
+def test_parameters_are_the_published_number(name, shape, num_classes, parameters, head):
+    model = FlatModel(build_model(Model(name=name), shape, num_classes, 0), CPU)
+    assert {group: buffer.numel() for group, buffer in model.buffers.items()} == {
+        "backbone": parameters - head,
+        "head": head,
+    }
+    assert model.module(torch.zeros(3, *shape)).shape == (3, num_classes)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_head_is_the_last_layers_wherever_the_split(name):
+    shape = (3, 17, 20)
+    torch.manual_seed(0)
+    images = torch.randn(4, *shape)
+    whole = build_model(Model(name=name), shape, 7, 0)
+    outputs = whole(images)
+    layers = len(whole.backbone) + len(whole.head)
+    heads = []
+    for head_layers in range(1, layers):
+        model = build_model(Model(name=name, head_layers=head_layers), shape, 7, 0)
+        assert (len(model.backbone), len(model.head)) == (layers - head_layers, head_layers)
+        # where the split is changes neither the weights nor the outputs
+        assert torch.equal(model(images), outputs)
+        assert torch.equal(model.head(model.backbone(images)), outputs)
+        assert count(model.backbone) + count(model.head) == count(whole)
+        heads.append(count(model.head))
+    assert heads == sorted(set(heads))
+
+
+MODELS = [
+    *(pytest.param(Model(name=name), id=name) for name in NETWORKS),
+    pytest.param(Model(name="cnn", head_layers=3), id="cnn, 3 head layers"),
+    pytest.param(Model(factory=f"{__name__}:with_norm", head_layers=2), id="with_norm"),
+]
+
+
+@pytest.mark.parametrize("config", MODELS)
+def test_groups_hold_every_float_of_the_state_exactly_once(config):
+    model = FlatModel(build_model(config, SHAPE, 10, 0), CPU)
+    floats = {name: tensor for name, tensor in model.module.state_dict().items() if tensor.is_floating_point()}
+    assert sum(tensor.numel() for tensor in floats.values()) == sum(map(Tensor.numel, model.buffers.values()))
+    assert len({buffer.untyped_storage().data_ptr() for buffer in model.buffers.values()}) == len(model.buffers)
+    assert all(buffer.is_contiguous() and buffer.dim() == 1 for buffer in model.buffers.values())
+    assert all(buffer.untyped_storage().nbytes() == 4 * buffer.numel() for buffer in model.buffers.values())
+
+    # numbering the floats of the buffers: each number is found in one tensor, which is of the buffer's group
+    for buffer in model.buffers.values():
+        buffer.copy_(torch.arange(len(buffer)))
+    seen: dict[str, list[Tensor]] = {group: [] for group in model.buffers}
+    for name, tensor in floats.items():
+        group = "statistics" if "running" in name else name.partition(".")[0]
+        buffer = model.buffers[group]
+        assert tensor.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr(), name
+        seen[group].append(tensor.flatten())
+        # each tensor is one stretch of its buffer
+        assert sorted(tensor.flatten().tolist()) == list(
+            range(tensor.storage_offset(), tensor.storage_offset() + tensor.numel())
+        )
+    for group, buffer in model.buffers.items():
+        assert torch.equal(torch.cat(seen[group]).sort().values, buffer)
+
+    # convolutions are faster so
+    kernels = [tensor for tensor in floats.values() if tensor.dim() == 4]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    named = dict(model.module.named_parameters()) | dict(model.module.named_buffers())
+    assert {name for _, name, _, _ in model.layout} == floats.keys()
+    assert all(shape == tuple(named[name].shape) for _, name, shape, _ in model.layout)
+
+
+def test_statistics_are_a_group_of_their_own():
+    model = FlatModel(build_model(Model(factory=f"{__name__}:with_norm", head_layers=2), SHAPE, 10, 0), CPU)
+    # running mean and variance of 6 channels in the backbone and of 10 features in the head
+    assert {group: buffer.numel() for group, buffer in model.buffers.items()} == {
+        "backbone": 6 * 9 + 6 + 12 + 5 * 6 * 2,
+        "head": 20 + 110,
+        "statistics": 2 * 6 + 2 * 10,
+    }
+    assert sorted(model.buffers["statistics"].tolist()) == [0.0] * 16 + [1.0] * 16
+    before = {group: buffer.clone() for group, buffer in model.buffers.items()}
+    model.module.train()(torch.randn(8, *SHAPE))
+    changed = {group: not torch.equal(buffer, before[group]) for group, buffer in model.buffers.items()}
+    assert changed == {"backbone": False, "head": False, "statistics": True}
+    model.module.eval()(torch.randn(8, *SHAPE))
+    assert FlatModel(build_model(Model(), SHAPE, 10, 0), CPU).buffers.keys() == {"backbone", "head"}
+
+
+@pytest.mark.parametrize("config", MODELS)
+def test_flattening_changes_no_weight_output_or_gradient(config):
+    model = build_model(config, SHAPE, 10, 0)
+    plain = copy.deepcopy(model)
+    flat = FlatModel(model, CPU).module
+    for (name, one), (other_name, other) in zip(flat.state_dict().items(), plain.state_dict().items(), strict=True):
+        assert name == other_name
+        assert torch.equal(one, other)
+    torch.manual_seed(0)
+    images = torch.randn(8, *SHAPE)
+    for mode in (True, False):
+        outputs = [module.train(mode)(images) for module in (flat, plain)]
+        # the memory order of weights decides how a convolution is computed, and so how it rounds
+        torch.testing.assert_close(*outputs, rtol=0, atol=1e-5)
+        gradients = [
+            torch.autograd.grad(module(images).square().mean(), list(module.parameters())) for module in (flat, plain)
+        ]
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_a_buffer_is_the_models_state_and_not_a_copy():
+    model = FlatModel(build_model(Model(), SHAPE, 10, 0), CPU)
+    images = torch.randn(3, *SHAPE)
+    before = model.module(images)
+    features = model.module.backbone(images)
+    head = model.buffers["head"].clone()
+    model.buffers["head"].zero_()
+    assert (model.module(images) == 0).all()
+    assert torch.equal(model.module.backbone(images), features)
+    model.buffers["head"].copy_(head)
+    assert torch.equal(model.module(images), before)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            parameter.fill_(0.5)
+    assert all((buffer == 0.5).all() for buffer in model.buffers.values())
+
+
+def test_only_the_groups_that_train_have_gradients():
+    model = FlatModel(build_model(Model(), SHAPE, 10, 0), CPU)
+    model.module.eval()
+    head = model.train_only(["head"])
+    assert list(map(id, head)) == list(map(id, model.module.head.parameters()))
+    assert model.module.training
+    assert not any(parameter.requires_grad for parameter in model.module.backbone.parameters())
+    assert all(parameter.requires_grad for parameter in head)
+    assert len(model.train_only(["backbone", "head"])) == len(list(model.module.parameters()))
+    model.train_only(["backbone"])
+    assert not any(parameter.requires_grad for parameter in head)
+
+
+def test_first_parameters_follow_from_the_seed_and_draw_from_no_other_stream():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    digests = [FlatModel(build_model(Model(), SHAPE, 10, seed), CPU).digest for seed in (0, 0, 1)]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    digests.append(FlatModel(build_model(Model(), SHAPE, 10, 0), CPU).digest)
+    assert digests[0] == digests[1] == digests[3] != digests[2]
+    assert len(digests[0]) == 32
+
+
+def test_digest_names_values_and_layout():
+    model = FlatModel(build_model(Model(), SHAPE, 10, 0), CPU)
+    digest = model.digest
+    model.buffers["head"][-1] += 1
+    assert model.digest != digest
+    model.buffers["head"][-1] -= 1
+    # same values in the same order, split elsewhere
+    zeros = [FlatModel(build_model(Model(name="mlp", head_layers=n), SHAPE, 10, 0), CPU) for n in (1, 2)]
+    for other in zeros:
+        for buffer in other.buffers.values():
+            buffer.zero_()
+    assert zeros[0].digest != zeros[1].digest
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "message"),
+    [
+        (Model(head_layers=4), SHAPE, "model.head_layers=4: cnn has 4 layers, and its backbone needs one. Use 1 to 3."),
+        (Model(name="fedrep_cnn", head_layers=9), SHAPE, "Use 1 to 4."),
+        (Model(), (1, 11, 40), "model cnn does not take images of 1x11x40 (c x h x w)"),
+        (ours("missing"), SHAPE, f"model.factory={__name__}:missing: cannot import it"),
+        (Model(factory="no_such_package.here:f"), SHAPE, "model.factory=no_such_package.here:f: cannot import it"),
+        (Model(factory="not a name"), SHAPE, "Write package.module:function."),
+        (ours("not_a_function"), SHAPE, "not a function"),
+        (ours("no_sequential"), SHAPE, "must return an nn.Sequential of layers, not Linear"),
+        (ours("two_many_logits"), SHAPE, "returns (12,) for an image, not logits (10,)"),
+        (ours("logits_of_pixels"), SHAPE, "returns (10, 16, 16) for an image"),
+        (ours("with_norm"), (1, 1, 1), "does not take images of 1x1x1"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused(config, shape, message):
+    with pytest.raises(UserError) as problem:
+        build_model(config, shape, 10, 0)
+    assert message in str(problem.value)
+
+
+@pytest.mark.parametrize("side", [2, 4, 8, 12, 15, 16])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_images_too_small_are_refused_and_others_taken(name, side):
+    # two 5x5 convolutions and 2x2 poolings need 16 pixels
+    if name == "mlp" or side == 16:
+        assert build_model(Model(name=name), (1, side, side), 10, 0)(torch.zeros(1, 1, side, side)).shape == (1, 10)
+    else:
+        with pytest.raises(UserError, match=f"model {name} does not take images of 1x{side}x{side}"):
+            build_model(Model(name=name), (1, side, side), 10, 0)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [("tied", "two layers share a parameter"), ("doubles", "is torch.float64; every parameter must be torch.float32")],
+)
+def test_state_that_has_no_place_in_a_group_is_refused(factory, message):
+    model = build_model(ours(factory), SHAPE, 10, 0)
+    with pytest.raises(UserError, match=message):
+        FlatModel(model, CPU)
+
+
+def test_a_split_through_the_sequence_keeps_layer_names():
+    model = SplitModel(nn.Sequential(OrderedDict(one=nn.Linear(2, 3), two=nn.Linear(3, 4), three=nn.ReLU())), 2)
+    assert isinstance(model.backbone, nn.Sequential)
+    assert [name for name, _ in model.named_parameters()] == [
+        *("backbone.one.weight", "backbone.one.bias", "head.two.weight", "head.two.bias")
+    ]

@@ -1,0 +1,384 @@
+"""A run that was stopped at any instant and resumed ends as one that never stopped."""
+
+import json
+import os
+import pickle
+import random
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_interface import alone, tree
+
+from fedbsd_dist.record import checkpoint
+from fedbsd_dist.record.recorder import Recorder
+
+OPTIONS = (
+    "train.rounds=4",
+    "train.batch_size=256",
+    "train.participation=0.5",
+    "model.name=mlp",
+    "data.num_clients=4",
+    "evaluate.every=1",
+    "evaluate.head_epochs=1",
+    "checkpoint.every=1",
+)
+LONGER = ("train.rounds=5", "checkpoint.every=2")
+FOLDERS = "checkpoints/round-*"
+
+
+def outcome(path: Path) -> dict[str, object]:
+    """All that must not depend on whether the run was ever stopped: everything but seconds."""
+    lines = {}
+    for name in ("metrics.jsonl", "ledger.jsonl"):
+        lines[name] = [json.loads(line) for line in (path / name).read_text().splitlines()]
+        for line in lines[name]:
+            del line["seconds"]
+    summary = json.loads((path / "summary.json").read_text())
+    del summary["seconds"]
+    return {**lines, "summary": summary, "clients.csv": (path / "clients.csv").read_text()}
+
+
+class Stopped(BaseException):
+    """As a signal would end the process: no `except Exception` holds it up."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that was never stopped."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    assert alone(*OPTIONS, f"run.dir={path}") == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory) -> Path:
+    """The same run, stopped in the middle of its last round; not to be changed."""
+    path = tmp_path_factory.mktemp("stopped") / "run"
+    stop_in_round(4, path)
+    return path
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path) -> Path:
+    """The run stopped in its last round, with checkpoints of rounds 2 and 3: a copy of its own."""
+    return Path(shutil.copytree(stopped_once, tmp_path / "run"))
+
+
+def stop_in_round(number: int, path: Path, *options: str) -> None:
+    """A run that ends just before it records round `number`."""
+    recorded = Recorder.round
+
+    def stop(self, report, entries) -> None:
+        if report.round == number:
+            raise Stopped
+        recorded(self, report, entries)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "round", stop)
+        with pytest.raises(Stopped):
+            alone(*OPTIONS, f"run.dir={path}", *options)
+
+
+def resume(path: Path, *options: str) -> int:
+    return alone(*OPTIONS, f"run.dir={path}", "run.resume=auto", *options)
+
+
+def start(path: Path, size: int) -> list:
+    """Processes of a run on `size` ranks that is not waited for."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(size):
+        _, sender = ranks._CONTEXT.Pipe(duplex=False)
+        arguments = [*OPTIONS, *LONGER, f"run.dir={path}", "run.resume=auto"]
+        process = ranks._CONTEXT.Process(target=ranks._rank, args=(sender, rank, size, port, ranks._run, (arguments,)))
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def test_ranks_killed_at_random_instants(tmp_path) -> None:
+    """SIGKILL for three ranks, in random order, twice; whatever they were doing."""
+    draw = random.Random()
+    ranks.federate(tmp_path / "whole", 3, *OPTIONS, *LONGER)
+    path = tmp_path / "run"
+    for lines in (1, 3):
+        processes = start(path, 3)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            written = (path / "metrics.jsonl").read_text().count("\n") if (path / "metrics.jsonl").exists() else 0
+            if written >= lines or not any(process.is_alive() for process in processes):
+                break
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.3))
+        for process in draw.sample(processes, 3):
+            process.kill()
+        for process in processes:
+            process.join()
+    ranks.federate(path, 3, *OPTIONS, *LONGER, "run.resume=auto")
+    assert outcome(path) == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_stopped_again_and_again_at_waits_for_the_disk(seed: int, whole: Path, tmp_path, monkeypatch) -> None:
+    """Whatever the record and the checkpoints write waits for the disk: between any two of their steps."""
+    draw, synced, left, stops = random.Random(seed), os.fsync, 0, 0
+
+    def stop(handle: int) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Stopped
+        synced(handle)
+
+    monkeypatch.setattr(os, "fsync", stop)
+    while not (tmp_path / "run/summary.json").exists():
+        left = draw.randint(2, 60)  # a round with its checkpoint waits about 20 times
+        try:
+            assert resume(tmp_path / "run") == 0
+        except Stopped:
+            stops += 1
+    assert stops >= 2
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_stopped_before_a_checkpoints_ledger_line(whole: Path, tmp_path, monkeypatch) -> None:
+    """A checkpoint counts only when the record up to it is on disk."""
+    recorded = Recorder.ledger
+
+    def stop(self, entries) -> None:
+        if [(entry.round, entry.purpose) for entry in entries] == [(2, "checkpoint")]:
+            raise Stopped
+        recorded(self, entries)
+
+    monkeypatch.setattr(Recorder, "ledger", stop)
+    with pytest.raises(Stopped):
+        resume(tmp_path / "run")
+    monkeypatch.undo()
+    assert resume(tmp_path / "run") == 0
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_resumed_from_the_newest_checkpoint(stopped: Path, whole: Path, capsys) -> None:
+    assert [folder.name for folder in sorted(stopped.glob(FOLDERS))] == ["round-000002", "round-000003"]
+    capsys.readouterr()
+    assert resume(stopped) == 0
+    out = capsys.readouterr().out
+    assert "after round 3" in out
+    assert "round 4/4" in out
+    assert "round 3/4" not in out
+    assert outcome(stopped) == outcome(whole)
+    assert {path for path in tree(stopped) if "events" not in path} == {
+        path for path in tree(whole) if "events" not in path
+    }
+
+
+def test_tensorboard_shows_every_round_once(stopped: Path, whole: Path) -> None:
+    """Also round 3, which is done again after it was shown."""
+    flip_a_byte(stopped / "checkpoints/round-000003")
+    resume(stopped)
+    shown = []
+    for path in (stopped, whole):
+        events = EventAccumulator(str(path / "tensorboard"))
+        events.Reload()
+        tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("seconds")]
+        shown.append({tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in sorted(tags)})
+    assert shown[0] == shown[1]
+    assert [step for step, _ in shown[0]["loss/classification"]] == [1, 2, 3, 4]
+
+
+def flip_a_byte(folder: Path) -> None:
+    path = folder / "client-000001.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def rewrite(name: str, change) -> object:
+    return lambda folder: (folder / name).write_text(change((folder / name).read_text()))
+
+
+DAMAGE = {
+    "a byte flipped": flip_a_byte,
+    "a file cut short": lambda folder: os.truncate(folder / "shared.pt", 1000),
+    "a file empty": lambda folder: os.truncate(folder / "client-000000.pt", 0),
+    "a file missing": lambda folder: (folder / "client-000002.pt").unlink(),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "manifest cut short": lambda folder: os.truncate(folder / "manifest.json", 40),
+    "manifest empty": lambda folder: os.truncate(folder / "manifest.json", 0),
+    "manifest not of ours": rewrite("manifest.json", lambda _: "[]"),
+    "manifest of bytes": lambda folder: (folder / "manifest.json").write_bytes(b"\xff" * 100),
+    # the manifest vouches for the files; nothing may go wrong when it is the one that rotted
+    "manifest with another round": rewrite("manifest.json", lambda text: text.replace('"round": 3', '"round": 7')),
+    "manifest with another size": rewrite(
+        "manifest.json", lambda text: text.replace('"world_size": 1', '"world_size": 3')
+    ),
+    "manifest without a file": rewrite("manifest.json", lambda text: text.replace("client-000002.pt", "shared.pt")),
+    "manifest with a key that rotted": rewrite("manifest.json", lambda text: text.replace("settings", "settjngs")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=list(DAMAGE))
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, stopped: Path, whole: Path, capsys) -> None:
+    damage(stopped / "checkpoints/round-000003")
+    capsys.readouterr()
+    assert resume(stopped) == 0
+    assert "after round 2" in capsys.readouterr().out
+    assert outcome(stopped) == outcome(whole)
+
+
+def test_without_any_good_checkpoint_it_starts_again(stopped: Path, whole: Path) -> None:
+    for folder in stopped.glob(FOLDERS):
+        flip_a_byte(folder)
+    assert resume(stopped) == 0
+    assert outcome(stopped) == outcome(whole)
+
+
+def test_a_damaged_checkpoint_does_not_outlive_good_ones(tmp_path) -> None:
+    """With one checkpoint kept, that one must be good, although a damaged one has a higher number."""
+    stop_in_round(4, tmp_path / "run", "checkpoint.keep=1")
+    flip_a_byte(tmp_path / "run/checkpoints/round-000003")
+    stop_in_round(3, tmp_path / "run", "checkpoint.keep=1", "run.resume=auto")
+    assert [folder.name for folder in (tmp_path / "run").glob(FOLDERS)] == ["round-000002"]
+
+
+@pytest.mark.parametrize(
+    ("name", "half"),
+    [
+        ("metrics.jsonl", '{"round": 4, "coho'),
+        ("ledger.jsonl", '{"round": 4, "purpose": "aggr'),
+        ("clients.csv", "4,received,2,17"),
+        ("clients.csv", "1"),  # of 12, or 100
+    ],
+)
+def test_a_half_written_last_line_is_repaired(name: str, half: str, stopped: Path, whole: Path) -> None:
+    with (stopped / name).open("a") as file:
+        file.write(half)
+    assert resume(stopped) == 0
+    assert outcome(stopped) == outcome(whole)
+
+
+def test_more_rounds_may_be_asked_for(tmp_path, whole: Path) -> None:
+    stop_in_round(3, tmp_path / "run", "train.rounds=3")
+    assert resume(tmp_path / "run") == 0
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_resuming_from_the_runs_own_config_yaml(stopped: Path, whole: Path) -> None:
+    assert alone(str(stopped / "config.yaml"), f"run.dir={stopped}", "run.resume=auto") == 0
+    assert outcome(stopped) == outcome(whole)
+
+
+@pytest.mark.parametrize("option", ["checkpoint.every=3", "checkpoint.keep=5", "wire.timeout=77"])
+def test_what_numbers_do_not_depend_on_may_change(option: str, stopped: Path, whole: Path) -> None:
+    assert resume(stopped, option) == 0
+    assert outcome(stopped)["summary"]["state_sha256"] == outcome(whole)["summary"]["state_sha256"]
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["train.lr=0.123", "seed=1", "method.temperature=2.5", "data.alpha=0.77", "wire.sum=exact", "train.rounds=2"],
+)
+def test_other_settings_are_refused(option: str, stopped: Path, capsys) -> None:
+    before = tree(stopped)
+    capsys.readouterr()
+    assert resume(stopped, option) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "rounds" in err if "rounds" in option else "settings" in err
+    assert tree(stopped) == before
+
+
+def test_another_number_of_ranks_is_refused(stopped: Path) -> None:
+    before = tree(stopped)
+    options = (*OPTIONS, "run.resume=auto")
+    assert ranks.federate(stopped, 2, *options) == [("exit", 2)] * 2
+    assert tree(stopped) == before
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(whole: Path, capsys) -> None:
+    before = tree(whole)
+    capsys.readouterr()
+    assert resume(whole) == 0
+    out, err = capsys.readouterr()
+    assert "finished" in out
+    assert err == ""
+    assert tree(whole) == before
+
+
+@pytest.mark.parametrize("option", ["train.lr=0.123", "train.rounds=9"])
+def test_a_finished_run_of_other_settings_is_not_passed_off_as_this_one(option: str, tmp_path) -> None:
+    """Also where no checkpoint tells the difference."""
+    path = tmp_path / "run"
+    settings = ("checkpoint.every=0", "train.rounds=1")
+    assert alone(*OPTIONS, f"run.dir={path}", *settings) == 0
+    before = tree(path)
+    assert resume(path, *settings, option) == 2
+    assert tree(path) == before
+
+
+def test_there_is_nothing_to_resume_in_a_new_directory(tmp_path, whole: Path) -> None:
+    assert resume(tmp_path / "run") == 0
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_stopped_while_it_overwrites(whole: Path, tmp_path, monkeypatch) -> None:
+    """No half of the old run is taken for the new one's."""
+    path = Path(shutil.copytree(whole, tmp_path / "run"))
+    unlink, unlinked = Path.unlink, []
+
+    def stop(self: Path, *arguments: object, **options: object) -> None:
+        if len(unlinked) == 3:
+            raise Stopped
+        unlinked.append(self)
+        unlink(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "unlink", stop)
+    with pytest.raises(Stopped):
+        alone(*OPTIONS, f"run.dir={path}", "run.overwrite=true")
+    monkeypatch.undo()
+    assert resume(path) == 0
+    assert outcome(path) == outcome(whole)
+
+
+def test_a_clients_head_is_in_its_own_file_alone_for_its_owner_alone(stopped: Path) -> None:
+    heads = {}
+    folder = stopped / "checkpoints/round-000003"
+    for client in range(4):
+        path = folder / f"client-{client:06d}.pt"
+        assert path.stat().st_mode & 0o777 == 0o600
+        state = torch.load(path, weights_only=True)
+        assert set(state) == {"head"}
+        # no storage of other clients' comes with it
+        assert state["head"].untyped_storage().nbytes() == 4 * state["head"].numel() == 4 * 650
+        heads[path.relative_to(stopped)] = state["head"].numpy().tobytes()[:64]
+    assert set(torch.load(folder / "shared.pt", weights_only=True)) == {"backbone"}
+    assert len(set(heads.values())) == 4
+    for name, content in tree(stopped).items():
+        for owner, head in heads.items():
+            # a head that has not changed since is in its owner's older file too
+            assert head not in (content or b"") or Path(name).name == owner.name
+
+
+def test_a_checkpoint_file_with_code_in_it_is_not_run(stopped: Path, tmp_path, monkeypatch) -> None:
+    """Even under a manifest that vouches for it."""
+
+    class Code:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    folder = stopped / "checkpoints/round-000003"
+    written = checkpoint._verified(folder)
+    torch.save({"head": Code()}, folder / "client-000000.pt")
+    monkeypatch.setattr(checkpoint, "_verified", lambda _: written)
+    with pytest.raises(pickle.UnpicklingError, match="weights_only"):
+        resume(stopped)
+    assert not (tmp_path / "ran").exists()
