@@ -88,7 +88,7 @@ def _explain(problem: Any, prefix: str, methods: Methods) -> str:
         return f"{key}={problem['input']}: {key} is a section; write {key}.FIELD=VALUE."
     message = problem["msg"].removeprefix("Input ")
     if problem["type"] == "bool_type":
-        message = "should be true or false"
+        message = "should be a boolean: true or false"
     return f"{key}={problem['input']}: {message}."
 
 

@@ -39,7 +39,7 @@ def check(config: RunConfig) -> None:
     path = Path("runs" if config.run.dir == AUTO else config.run.dir)
     try:
         nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    except (OSError, ValueError) as error:
+    except OSError as error:  # too long
         raise UserError(f"run.dir={str(path)!r}: no directory can be called so ({error}).") from None
     if not nearest.is_dir():
         raise UserError(f"run.dir={path}: {nearest} is a file, not a directory. Choose another run.dir.")
@@ -97,8 +97,9 @@ def claim(path: Path, config: RunConfig) -> None:
         probe = path / ".writable"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise UserError(f"run.dir={path}: cannot write there ({error.strerror}). Choose another run.dir.") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"run.dir={str(path)!r}: cannot write there ({reason}). Choose another run.dir.") from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
