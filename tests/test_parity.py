@@ -49,7 +49,7 @@ COMMON = (
 )
 SMOOTH = (
     "model.factory=test_parity:smooth",
-    "train.batch_size=64",
+    "train.batch_size=128",
     "train.lr=0.05",
     "train.momentum=0.9",
     "train.weight_decay=0.001",
@@ -85,7 +85,7 @@ CASES = {
         "method.mean=samples",
     ),
     "fedbsd teaching the head": (*SMOOTH, "method.distillation_teaches=backbone_and_head"),
-    "fedbsd mlp": ("model.name=mlp", "train.batch_size=256", "train.lr=0.05"),
+    "fedbsd mlp": ("model.name=mlp", "train.batch_size=512", "train.lr=0.05"),
     "fedavg": (*SMOOTH, "method.name=fedavg"),
     "fedper": (*SMOOTH, "method.name=fedper"),
     "fedper plain, cnn": ("method.name=fedper", "method.mean=plain", "train.batch_size=1024"),
