@@ -17,7 +17,6 @@ from fedbsd_dist.plan import Plan, make_plan
 from fedbsd_dist.record import directory
 from fedbsd_dist.record.checkpoint import Checkpoints
 from fedbsd_dist.record.recorder import open_record
-from fedbsd_dist.wire.channel import Channel
 from fedbsd_dist.wire.ledger import Ledger
 from fedbsd_dist.wire.world import World, entry_point, meet
 
@@ -51,15 +50,7 @@ def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, res
     """The rounds after round `resumed`, each recorded, and the summary."""
     config, ledger = plan.config, Ledger()
     world.join(plan.placement, config.wire.timeout)
-    channel = Channel(
-        world,
-        plan.placement,
-        ledger,
-        shared=plan.shared,
-        num_metrics=len(plan.method.losses) + 1,
-        exact=config.wire.sum == "exact",
-        weight_bound=sum(map(plan.method.weight, plan.partition.train_sizes)),
-    )
+    channel = plan.open_channel(world, ledger)
     federation = Federation(config, plan.method, plan.model, channel, plan.load_shards(world.rank))
     if resumed:
         checkpoints.restore(resumed, federation.shared, federation.states())

@@ -18,7 +18,8 @@ from fedbsd_dist.methods.contract import Method
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.models.split import build_model
 from fedbsd_dist.units import size
-from fedbsd_dist.wire.ledger import ring_bytes
+from fedbsd_dist.wire.channel import Channel
+from fedbsd_dist.wire.ledger import Ledger, ring_bytes
 from fedbsd_dist.wire.world import Placement, World
 
 FLOAT = 4
@@ -61,6 +62,18 @@ class Plan:
             )
             for client in self.hosted[rank]
         }
+
+    def open_channel(self, world: World, ledger: Ledger) -> Channel:
+        """The one door, with the live model's shared buffers registered."""
+        return Channel(
+            world,
+            self.placement,
+            ledger,
+            shared=self.shared,
+            num_metrics=len(self.method.losses) + 1,
+            exact=self.config.wire.sum == "exact",
+            weight_bound=sum(map(self.method.weight, self.partition.train_sizes)),
+        )
 
     def check_same(self, world: World) -> None:
         """Raises UserError where this rank's first model or partition is not the server's."""

@@ -29,7 +29,6 @@ from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.models.split import build_model
 from fedbsd_dist.plan import Plan, make_plan
 from fedbsd_dist.record.recorder import open_record
-from fedbsd_dist.wire.channel import Channel
 from fedbsd_dist.wire.ledger import Ledger
 from fedbsd_dist.wire.world import World
 
@@ -75,15 +74,7 @@ def measure(world: World, rounds: int, run_dir: str, overrides: list[str]) -> li
     plan = make_plan(config, world)
     world.join(plan.placement, 600)
     ledger = Ledger()
-    channel = Channel(
-        world,
-        plan.placement,
-        ledger,
-        shared=plan.shared,
-        num_metrics=len(plan.method.losses) + 1,
-        exact=config.wire.sum == "exact",
-        weight_bound=sum(map(plan.method.weight, plan.partition.train_sizes)),
-    )
+    channel = plan.open_channel(world, ledger)
     federation = Federation(config, plan.method, plan.model, channel, plan.load_shards(world.rank))
     recorder = open_record(plan, Path(run_dir), 0, world)
     recorder.say = lambda text: None  # type: ignore[method-assign]
