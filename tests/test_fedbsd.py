@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,6 @@ COHORT, BACKBONE = 4, 256 * 512 + 512 + 512 * 256 + 256 + 256 * 64 + 64
 """Clients of a round; parameters of the backbone of `mlp` for 16 x 16 pixels."""
 
 Array = NDArray[np.float64]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As a rank has; it is also faster for a small network."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # whole runs

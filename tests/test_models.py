@@ -17,15 +17,6 @@ CPU = torch.device("cpu")
 SHAPE = (1, 16, 16)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """The models are small: threads would wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def with_norm(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
     """Normalisation on both sides of the split, and convolutions of uneven shapes."""
     return nn.Sequential(

@@ -15,15 +15,6 @@ from fedbsd_dist.optimizer import SGD
 SHAPE = (3, 16, 16)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """The models are small: threads would wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 OPTIONS = [
     {"momentum": 0.5, "weight_decay": 1e-4, "lr": 0.01},
     {"momentum": 0.0, "weight_decay": 0.0, "lr": 0.1},

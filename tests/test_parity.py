@@ -8,7 +8,7 @@ package's own networks take few, large batches.
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,15 +112,6 @@ class Case:
     inputs: dict[str, Any]
     """The reference's, all but its settings."""
     expected: reference.Result
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As a rank has: more would sum in another order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=CASES.keys())
