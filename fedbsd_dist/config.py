@@ -41,16 +41,73 @@ class Server(Section):
 class Data(Section):
     """Which samples there are, and which client owns which."""
 
-    source: Literal["digits"] = "digits"
-    """`digits`: UCI optdigits and a subset of MNIST at 16x16, inside the package."""
-    partition: Literal["dirichlet", "iid", "domain"] = "dirichlet"
-    """`dirichlet`: label skew; `domain`: a client's samples are of one domain; `iid`: no skew."""
+    source: Literal[
+        "digits",
+        "mnist",
+        "fashion_mnist",
+        "emnist",
+        "cifar10",
+        "cifar100",
+        "svhn",
+        "usps",
+        "femnist",
+        "domains",
+        "folder",
+        "npz",
+        "python",
+    ] = "digits"
+    """`digits`: UCI optdigits and a subset of MNIST at 16x16, inside the package. `mnist` to `usps`: torchvision's,
+    under `data.root`. `femnist`: LEAF's JSON files, one writer a client. `domains`: a folder, a pair of lists
+    (DomainNet's) or an array file for each domain. `folder`: ROOT/[train|test/]CLASS/IMAGE. `npz`: an array file.
+    `python`: what `data.factory` returns."""
+    root: str = ""
+    """Folder or file of the source; `folder` and `domains` also take a .tar or .zip archive."""
+    download: bool = False
+    """Fetch what torchvision can fetch, if it is not under `data.root`."""
+    factory: str = ""
+    """`package.module:function` returning arrays of your own, named as in an array file of `npz`."""
+    classes: list[str] = []
+    """Names of the classes to keep, in this order; none: all."""
+    image_size: int = Field(0, ge=0, le=4096)
+    """Resize all images to so many pixels a side; 0: as they are, and they must be of one size."""
+    channels: Literal[0, 1, 3] = 0
+    """Convert images to grey (1) or colour (3); 0: as they are, and they must be alike."""
+    cache: str = "auto"
+    """Folder of the decoded samples, which ranks map into memory; `auto`: $XDG_CACHE_HOME or ~/.cache."""
+    device_memory: float = Field(4.0, ge=0, allow_inf_nan=False)
+    """GB of samples that a rank holds on its device; those beyond are read from the cache at each client's turn."""
+    partition: Literal["dirichlet", "iid", "pathological", "domain", "label_domain", "natural"] = "dirichlet"
+    """`dirichlet`: label skew; `pathological`: a few classes a client (FedRep's); `iid`: no skew. `domain`: a
+    client's samples are of one domain; `label_domain`: the same, with label skew. `natural`: the source's own
+    clients, such as FEMNIST's writers."""
     alpha: float = Field(0.1, gt=0, allow_inf_nan=False)
     """Concentration of the Dirichlet label skew: the smaller, the fewer classes a client holds."""
-    num_clients: int = Field(20, ge=1)
-    """Number of clients."""
+    classes_per_client: int = Field(2, ge=1)
+    """Of `pathological`."""
+    size_alpha: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Concentration of a Dirichlet skew of the clients' sizes: the smaller, the more uneven; 0: none."""
+    num_clients: int = Field(20, ge=0)
+    """Number of clients that train; 0 with `natural`: all there are."""
+    num_new_clients: int = Field(0, ge=0)
+    """Further clients that never train: the last in order, tested at the end at stage `new_client`."""
     min_samples: int = Field(10, ge=1)
     """Training samples that every client has at least."""
+    test_fraction: float = Field(0.0, ge=0, le=0.9)
+    """Fraction of each client's samples that become its test set, the source's own test samples pooled with
+    the others; 0: the source's own test samples, dealt like the training samples."""
+    manifest: str = ""
+    """A partition.json of an earlier run, to have the same clients again; it replaces the partition's options."""
+
+
+class Augment(Section):
+    """Random changes of training images, drawn anew in every epoch, made on the device for many at once."""
+
+    crop: int = Field(0, ge=0, le=256)
+    """Pixels of black border from which an image of the old size is cut out at random (CIFAR: 4)."""
+    flip: bool = False
+    """Mirror left and right, every second image."""
+    rotation: float = Field(0.0, ge=0, le=180)
+    """Largest angle in degrees to either side."""
 
 
 class Model(Section):
@@ -127,6 +184,7 @@ class RunConfig(Section):
     run: Run = Run()
     server: Server = Server()
     data: Data = Data()
+    augment: Augment = Augment()
     model: Model = Model()
     method: SerializeAsAny[MethodOptions]
     train: Train = Train()
