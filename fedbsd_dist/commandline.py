@@ -8,7 +8,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -185,8 +185,8 @@ def _describe_section(name: str, section: type[Section]) -> list[str]:
 
 
 def _describe(key: str, field: Any) -> list[str]:
-    choices = getattr(field.annotation, "__args__", ())
-    allowed = " | ".join(map(str, choices)) if choices else field.annotation.__name__
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    allowed = " | ".join(map(str, choices)) if choices else getattr(field.annotation, "__name__", "")
     default = dialect.write(field.default, flow=True).removesuffix("...\n").strip()
     meaning = textwrap.fill(" ".join(field.description.split()), 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return [f"  {key}={default}  ({allowed})", meaning]

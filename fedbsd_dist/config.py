@@ -82,15 +82,15 @@ class Data(Section):
     clients, such as FEMNIST's writers."""
     alpha: float = Field(0.1, gt=0, allow_inf_nan=False)
     """Concentration of the Dirichlet label skew: the smaller, the fewer classes a client holds."""
-    classes_per_client: int = Field(2, ge=1)
+    classes_per_client: int = Field(2, ge=1, le=10**6)
     """Of `pathological`."""
     size_alpha: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Concentration of a Dirichlet skew of the clients' sizes: the smaller, the more uneven; 0: none."""
-    num_clients: int = Field(20, ge=0)
+    num_clients: int = Field(20, ge=0, le=10**7)
     """Number of clients that train; 0 with `natural`: all there are."""
-    num_new_clients: int = Field(0, ge=0)
+    num_new_clients: int = Field(0, ge=0, le=10**7)
     """Further clients that never train: the last in order, tested at the end at stage `new_client`."""
-    min_samples: int = Field(10, ge=1)
+    min_samples: int = Field(10, ge=1, le=10**9)
     """Training samples that every client has at least."""
     test_fraction: float = Field(0.0, ge=0, le=0.9)
     """Fraction of each client's samples that become its test set, the source's own test samples pooled with
@@ -135,7 +135,7 @@ class Train(Section):
     """Communication rounds."""
     local_epochs: int = Field(2, ge=1)
     """Passes of a client over its own samples in a round."""
-    batch_size: int = Field(10, ge=1)
+    batch_size: int = Field(10, ge=1, le=10**9)
     """Samples a step; an epoch's last batch may be smaller."""
     lr: float = Field(0.02, gt=0, allow_inf_nan=False)
     """SGD's learning rate."""

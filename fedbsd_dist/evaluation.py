@@ -5,6 +5,7 @@ trained      after local learning: during a run the cohort's just-trained models
              client receives the last shared state and learns once more, and nothing is uploaded
 head_tuned   the newest shared state, then `evaluate.head_epochs` of the head alone: the same step for
              every method
+new_client   the same of held-out clients that never trained, with the private state that all began with
 """
 
 import math
@@ -12,7 +13,7 @@ import math
 import numpy as np
 
 CORRECT, COUNT, LOSS = range(3)
-"""Columns of a stage's table, float64 [num_clients, 3]: a client that was not tested has count 0."""
+"""Columns of a stage's table, float64 [all clients, 3]: a client that was not tested has count 0."""
 
 Stages = dict[str, np.ndarray]
 

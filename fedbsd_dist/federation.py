@@ -51,7 +51,7 @@ class Federation:
         channel: Channel,
         shards: Mapping[int, Shard],
     ) -> None:
-        """`shards`: of this rank's clients. All clients begin with the model's present state."""
+        """`shards`: of this rank's clients, the new ones too. All clients begin with the model's present state."""
         self.config, self.method, self.model, self.channel, self.shards = (
             config,
             method,
@@ -62,9 +62,16 @@ class Federation:
         self.shared = {name: buffer.clone() for name, buffer in shared_groups(method, model).items()}
         """Group -> float32 [numel]"""
         kept = [name for name in model.buffers if name not in self.shared or name in method.kept]
-        self.private = {name: model.buffers[name].repeat(len(shards), 1) for name in kept}
-        """Group -> float32 [this rank's clients, numel], in the order of `shards`"""
-        self._row = {client: row for row, client in enumerate(shards)}
+        self._fresh = {name: model.buffers[name].clone() for name in kept}
+        """Private state at the start of the run: a new client's, always."""
+        self._row = {client: row for row, client in enumerate(self._training)}
+        self.private = {name: buffer.repeat(len(self._row), 1) for name, buffer in self._fresh.items()}
+        """Group -> float32 [this rank's training clients, numel], in the order of `shards`"""
+
+    @property
+    def _training(self) -> list[int]:
+        """This rank's clients that train."""
+        return [client for client in self.shards if client < self.config.data.num_clients]
 
     def cohort(self, round: int) -> list[int]:
         """The clients of a round, ascending; drawn by (seed, round), whatever the ranks."""
@@ -74,7 +81,10 @@ class Federation:
 
     def receive(self, client: int, round: int) -> Turn:
         """Load the live model with the shared state and the client's private state."""
-        private = {name: rows[self._row[client]] for name, rows in self.private.items()}
+        if client in self._row:
+            private = {name: rows[self._row[client]] for name, rows in self.private.items()}
+        else:
+            private = {name: buffer.clone() for name, buffer in self._fresh.items()}
         for name, buffer in self.model.buffers.items():
             buffer.copy_(self.shared[name] if name in self.shared else private[name])
         return Turn(
@@ -82,6 +92,7 @@ class Federation:
             round=round,
             seed=self.config.seed,
             options=self.config.train,
+            augmentation=self.config.augment,
             model=self.model,
             shard=self.shards[client],
             private=private,
@@ -113,7 +124,7 @@ class Federation:
         if last:
             stages = self._gather(number, self._evaluate_all(number + 1))
         elif evaluate:
-            received = {client: self.receive(client, number + 1).test() for client in self.shards}
+            received = {client: self.receive(client, number + 1).test() for client in self._training}
             stages = self._gather(number, {"received": received, "trained": trained})
         *sums, samples = aggregate.metrics
         return Report(
@@ -135,22 +146,29 @@ class Federation:
     def _evaluate_all(self, round: int) -> dict[str, dict[int, Test]]:
         """Every client at every stage; nothing is uploaded and no state changes."""
         stages: dict[str, dict[int, Test]] = {"received": {}, "trained": {}, "head_tuned": {}}
-        for client in self.shards:
+        for client in self._training:
             turn = self.receive(client, round)
             stages["received"][client] = turn.test()
             self.method.learn(turn)
             stages["trained"][client] = turn.test()
-            turn = self.receive(client, round)
-            turn.tune_head(self.config.evaluate.head_epochs)
-            stages["head_tuned"][client] = turn.test()
+            stages["head_tuned"][client] = self._head_tuned(client, round)
+        if self.config.data.num_new_clients:
+            new = self.shards.keys() - self._row.keys()
+            stages["new_client"] = {client: self._head_tuned(client, round) for client in sorted(new)}
         return stages
+
+    def _head_tuned(self, client: int, round: int) -> Test:
+        """The newest shared state, then the head alone; a new client's head starts as all heads did."""
+        turn = self.receive(client, round)
+        turn.tune_head(self.config.evaluate.head_epochs)
+        return turn.test()
 
     def _gather(self, round: int, stages: Mapping[str, Mapping[int, Test]]) -> Stages:
         rows = {
             client: [number for tests in stages.values() for number in tests.get(client, (0, 0, 0.0))]
             for client in self.shards
         }
-        clients = self.config.data.num_clients
+        clients = self.config.data.num_clients + self.config.data.num_new_clients
         table = self.channel.gather(rows, clients, 3 * len(stages), round=round, purpose="evaluation")
         return dict(zip(stages, table.reshape(clients, len(stages), 3).swapaxes(0, 1), strict=True))
 

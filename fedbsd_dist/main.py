@@ -13,7 +13,7 @@ from fedbsd_dist import environment
 from fedbsd_dist.commandline import check_flag, help_text, load
 from fedbsd_dist.federation import Federation
 from fedbsd_dist.methods import OPTIONS
-from fedbsd_dist.plan import Plan, make_plan
+from fedbsd_dist.plan import Plan, make_plan, prepare_data
 from fedbsd_dist.record import directory
 from fedbsd_dist.record.checkpoint import Checkpoints
 from fedbsd_dist.record.recorder import open_record
@@ -23,11 +23,14 @@ from fedbsd_dist.wire.world import World, entry_point, meet
 
 def run(arguments: Sequence[str], world: World) -> None:
     """One run, from its command line to its record."""
-    with world.one_voice("plan"):
+    with world.one_voice("options"):
         check, options = check_flag(arguments)
         environment.check()
         config = load(options, OPTIONS)
+    prepare_data(config, world)
+    with world.one_voice("plan"):
         plan = make_plan(config, world.imagined(check) if check else world)
+        config = plan.config
         directory.check(config)
     if check is not None:
         return world.say(plan.text)
@@ -41,6 +44,7 @@ def run(arguments: Sequence[str], world: World) -> None:
         if world.is_server:
             directory.claim(run_dir, config)
             found = checkpoints.newest() if config.run.resume == "auto" else 0
+            directory.check_partition(run_dir, plan.partition.sha256, found)
     if world.told("finished", str(config.run.resume == "auto" and directory.is_finished(run_dir))) == "True":
         return world.say(f"{run_dir} holds this run, finished: nothing to do.")
     train(plan, world, checkpoints, run_dir, int(world.told("resumed", str(found))))

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedbsd_dist.client import LARGE_BATCH
 from fedbsd_dist.config import RunConfig
+from fedbsd_dist.data import manifest, sources
 from fedbsd_dist.data.partition import Partition, make_partition
-from fedbsd_dist.data.shards import Shard, load_shard
-from fedbsd_dist.data.sources import SOURCES, Samples
+from fedbsd_dist.data.samples import Samples
+from fedbsd_dist.data.shards import Shards
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.federation import cohort_size, shared_groups
 from fedbsd_dist.methods import METHODS
@@ -23,6 +25,9 @@ from fedbsd_dist.wire.ledger import Ledger, ring_bytes
 from fedbsd_dist.wire.world import Placement, World
 
 FLOAT = 4
+"""Bytes."""
+
+GB = 1e9
 """Bytes."""
 
 
@@ -54,14 +59,15 @@ class Plan:
         """What FedAvg would upload."""
         return FLOAT * sum(buffer.numel() for buffer in self.model.buffers.values())
 
-    def load_shards(self, rank: int) -> dict[int, Shard]:
-        """The samples of a rank's clients, onto its device."""
-        return {
-            client: load_shard(
-                self.samples, self.partition.train[client], self.partition.test[client], self.placement.device
-            )
-            for client in self.hosted[rank]
-        }
+    def load_shards(self, rank: int) -> Shards:
+        """The samples of a rank's clients, onto its device while there is room."""
+        return Shards(
+            self.samples,
+            self.partition,
+            self.hosted[rank],
+            self.placement.device,
+            most_bytes=GB * self.config.data.device_memory,
+        )
 
     def open_channel(self, world: World, ledger: Ledger) -> Channel:
         """The one door, with the live model's shared buffers registered."""
@@ -72,15 +78,16 @@ class Plan:
             shared=self.shared,
             num_metrics=len(self.method.losses) + 1,
             exact=self.config.wire.sum == "exact",
-            weight_bound=sum(map(self.method.weight, self.partition.train_sizes)),
+            weight_bound=sum(map(self.method.weight, self.partition.train_sizes[: self.partition.num_clients])),
         )
 
     def check_same(self, world: World) -> None:
-        """Raises UserError where this rank's first model or partition is not the server's."""
-        mine = f"{self.model.digest.hex()} {self.partition.sha256}"
+        """Raises UserError where this rank's first model, samples or partition are not the server's."""
+        mine = f"{self.model.digest.hex()} {self.samples.identity} {self.partition.sha256}"
         if mine != world.told("model and partition", mine):
             raise UserError(
-                f"rank {world.rank} has another model or partition than rank 0: same code and packages everywhere?"
+                f"rank {world.rank} has another model, data or partition than rank 0: same files, code and packages "
+                "everywhere?"
             )
 
     @property
@@ -96,9 +103,12 @@ class Plan:
         rows = {
             "ranks": f"{num_ranks}: {server}, {len(hosting)} host clients, {_range(hosting)} each",
             "device": f"{self.placement.device.type}, {self.placement.backend}: {self.placement.reason}",
-            "data": f"{self.samples.name}: {sum(train)} training, {sum(self.partition.test_sizes)} test samples",
-            "partition": f"{config.data.partition}, {_range(train)} training samples a client",
-            "clients": f"{config.data.num_clients}, {cohort} of them a round",
+            "data": f"{self.samples.name}: {sum(train)} training, {sum(self.partition.test_sizes)} test samples"
+            + (f", {self.partition.left_out} left out" if self.partition.left_out else ""),
+            "partition": f"{config.data.partition}{', as in the manifest' if config.data.manifest else ''}, "
+            f"{_range(train)} training samples a client",
+            "clients": f"{config.data.num_clients}, {cohort} of them a round"
+            + (f"; {config.data.num_new_clients} new ones, tested at the end" if self.partition.num_new else ""),
             "model": ", ".join(f"{group} {count:,}" for group, count in sizes.items()) + " parameters",
             "crosses": f"{' + '.join(self.shared) or 'nothing'}; stays: {' + '.join(stays) or 'nothing'}",
             "bytes a round": f"{size(self.upload_bytes * cohort)} up and as much down, "
@@ -124,28 +134,36 @@ class Plan:
         private = FLOAT * sum(self.model.buffers[name].numel() for name in kept)
         # live model, gradient, momentum; shared state and its mean; the channel's buffer
         common = 3 * self.model_bytes + 2 * self.upload_bytes + self.payload_bytes
-        train, test = self.partition.train_sizes, self.partition.test_sizes
-        return common + max(
-            sum(private + pixels * (train[client] + test[client]) for client in clients)
-            # the training images of a turn as floats, twice while they are shuffled
-            + 2 * FLOAT * pixels * max((train[client] for client in clients), default=0)
-            for clients in self.hosted
-        )
+        # images as floats, as many as are prepared at once, and the same again while they are
+        prepared = 2 * FLOAT * pixels * max(LARGE_BATCH, self.config.train.batch_size)
+        sizes = [pixels * sum(both) for both in zip(self.partition.train_sizes, self.partition.test_sizes, strict=True)]
+
+        def images(clients: Sequence[int]) -> float:
+            """On the device, with one client at its turn that does not fit."""
+            held = sum(sizes[client] for client in clients)
+            room = GB * self.config.data.device_memory
+            return min(held, room + max((sizes[client] for client in clients), default=0))
+
+        return int(common + prepared + max(private * len(clients) + images(clients) for clients in self.hosted))
+
+
+def prepare_data(config: RunConfig, world: World) -> None:
+    """Decode what must be decoded: the server first, then one rank of each host that does not see its files."""
+    for host, turn in (("server", world.is_server), ("host", world.local_rank == 0)):
+        with world.one_voice(f"data: {host}"):
+            if turn:
+                sources.prepare(config.data)
 
 
 def make_plan(config: RunConfig, world: World) -> Plan:
-    """Raises UserError for all that can be wrong with data, partition, model, device and number of ranks."""
+    """Raises UserError for all that can be wrong with data, partition, model, device and number of ranks.
+
+    The plan's configuration is the resolved one: with the partition of a manifest, and the number of clients.
+    """
     torch.set_num_threads(config.run.threads)
     placement = world.place(config.run.device)
-    samples = SOURCES[config.data.source]()
-    partition = make_partition(
-        samples,
-        kind=config.data.partition,
-        num_clients=config.data.num_clients,
-        alpha=config.data.alpha,
-        min_samples=config.data.min_samples,
-        seed=config.seed,
-    )
+    samples = sources.load(config.data)
+    config, partition = _divide(samples, config)
     height, width, channels = samples.x.shape[1:]
     model = build_model(config.model, (channels, height, width), len(samples.classes), config.seed)
     first = 0 if config.server.trains or world.size == 1 else 1
@@ -158,6 +176,17 @@ def make_plan(config: RunConfig, world: World) -> Plan:
         method=METHODS[config.method.name](config.method, config.train),
         hosted=assign(partition.train_sizes, range(first, world.size)),
     )
+
+
+def _divide(samples: Samples, config: RunConfig) -> tuple[RunConfig, Partition]:
+    data = config.data
+    if data.manifest:
+        data = manifest.options(data)
+        partition = manifest.partition(samples, data)
+    else:
+        partition = make_partition(samples, data, config.seed)
+        data = data.model_copy(update={"num_clients": partition.num_clients})
+    return config.model_copy(update={"data": data}), partition
 
 
 def assign(costs: Sequence[int], ranks: range) -> list[list[int]]:

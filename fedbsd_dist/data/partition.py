@@ -1,24 +1,24 @@
-"""Which client owns which sample: `iid`, `dirichlet` (label skew) and `domain` (feature skew).
+"""Which client owns which sample.
 
 A kind only chooses weights [num_clients, num_classes]. Everything else is one path, on tables of how
-many samples of each class a client gets: training samples are dealt by the weights, clients below
-`min_samples` are topped up, test samples follow the training samples, and only then are actual samples
-drawn to fill the tables. So no sample is lost or owned twice, whatever the weights.
+many samples of each class a client gets: samples are dealt by the weights, clients below `min_samples`
+are topped up, test samples follow the training samples or are split off them, and only then are actual
+samples drawn to fill the tables. So no sample is lost or owned twice, whatever the weights. The source's
+own clients (`natural`) need no dealing.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-from fedbsd_dist.data.sources import Samples
-from fedbsd_dist.data.tables import Ints, cover, deal, top_up
+from fedbsd_dist.config import Data
+from fedbsd_dist.data import feasible, tables
+from fedbsd_dist.data.kinds import KINDS, check_alphas, skew_sizes
+from fedbsd_dist.data.samples import Ints, Samples
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.randomness import generator
-
-ALPHA_MIN, ALPHA_MAX = 1e-6, 1e6  # at these ends a class is on one client, or spread evenly
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,18 +29,30 @@ class Partition:
     """Training samples of each client, ascending."""
     test: tuple[Ints, ...]
     """Test samples of each client, ascending."""
+    num_new: int = 0
+    """The last so many clients are new ones: they never train."""
+    left_out: int = 0
+    """Samples that no client owns."""
 
     @property
     def num_clients(self) -> int:
-        return len(self.train)
+        """Clients that train."""
+        return len(self.train) - self.num_new
 
     @property
     def train_sizes(self) -> tuple[int, ...]:
+        """Of every client, the new ones last."""
         return tuple(len(indices) for indices in self.train)
 
     @property
     def test_sizes(self) -> tuple[int, ...]:
+        """Of every client, the new ones last."""
         return tuple(len(indices) for indices in self.test)
+
+    @property
+    def learned_from(self) -> Ints:
+        """The training samples of all clients that train."""
+        return np.concatenate(self.train[: self.num_clients])
 
     @property
     def sha256(self) -> str:
@@ -51,121 +63,131 @@ class Partition:
             digest.update(indices.astype("<i8").tobytes())
         return digest.hexdigest()
 
+    def class_table(self, samples: Samples) -> Ints:
+        """Training samples [all clients, num_classes]."""
+        return np.stack([np.bincount(samples.y[owned], minlength=len(samples.classes)) for owned in self.train])
 
-def make_partition(
-    samples: Samples, *, kind: str, num_clients: int, alpha: float, min_samples: int, seed: int
-) -> Partition:
+
+def make_partition(samples: Samples, data: Data, seed: int) -> Partition:
     """Give every sample one owner, and every client `min_samples` training samples and one test sample.
 
-    `alpha` matters to `dirichlet` only. The result depends on the arguments alone.
+    The result depends on the arguments alone. Raises UserError for what is impossible, with what is not.
     """
-    if kind not in PARTITIONS:
-        raise UserError(f"data.partition={kind!r} is unknown: set it to one of {', '.join(PARTITIONS)}.")
-    if kind == "dirichlet" and not ALPHA_MIN <= alpha <= ALPHA_MAX:
+    check_alphas(data)
+    if not data.test_fraction and (samples.is_test.all() or not samples.is_test.any()):
         raise UserError(
-            f"data.alpha={alpha} is out of range: set it between {ALPHA_MIN:g} (each class on one client) "
-            f"and {ALPHA_MAX:g} (each class spread evenly)."
+            f"{samples.name}: has no {'test' if samples.is_test.sum() == 0 else 'training'} samples of its own. "
+            "Set data.test_fraction=0.25, say, to split each client's samples."
         )
-    weigh, by_domain = PARTITIONS[kind]
-    pool_of = samples.domain if by_domain else np.zeros_like(samples.domain)  # [n]
-    num_pools = len(samples.domains) if by_domain else 1
-    _refuse_infeasible(samples, pool_of, num_pools, kind, num_clients, min_samples)
+    make = _natural if data.partition == "natural" else _dealt
+    train, test = make(samples, data, seed)
+    partition = Partition(
+        train=tuple(train),
+        test=tuple(test),
+        num_new=data.num_new_clients,
+        left_out=len(samples.y) - sum(map(len, (*train, *test))),
+    )
+    _refuse_absent_classes(partition, samples)
+    return partition
 
+
+def _refuse_absent_classes(partition: Partition, samples: Samples) -> None:
+    """No model could learn a class that nobody has."""
+    table = partition.class_table(samples)[: partition.num_clients]
+    absent = [samples.classes[c] for c in np.flatnonzero(table.sum(axis=0) == 0)]
+    if absent:
+        raise UserError(
+            f"{samples.name}: no client that trains has a training sample of class {', '.join(absent[:5])}"
+            f"{f' and {len(absent) - 5} more' if len(absent) > 5 else ''}. "
+            "Set data.classes to the classes to keep, or take more clients."
+        )
+
+
+def _dealt(samples: Samples, data: Data, seed: int) -> tuple[list[Ints], list[Ints]]:
+    """Training and test samples of each client, all samples dealt out."""
+    kind = KINDS[data.partition]
+    pool_of = samples.domain if kind.by_domain else np.zeros_like(samples.domain)  # [n]
+    num_pools = len(samples.domains) if kind.by_domain else 1
+    feasible.check(samples, pool_of, num_pools, data)
+
+    num_clients = data.num_clients + data.num_new_clients
     train, test = [np.empty(0, np.int64)] * num_clients, [np.empty(0, np.int64)] * num_clients
     for pool in range(num_pools):
         clients = slice(pool, num_clients, num_pools)  # client k draws from pool k mod num_pools
-        rng = generator(seed, "partition", kind, pool)
-        weights = weigh(len(train[clients]), len(samples.classes), alpha, rng)
+        rng = generator(seed, "partition", data.partition, pool)
         members = np.flatnonzero(pool_of == pool)
-        train[clients], test[clients] = _share_out(samples, members, weights, min_samples, rng)
-    return Partition(train=tuple(train), test=tuple(test))
-
-
-def _refuse_infeasible(
-    samples: Samples, pool_of: Ints, num_pools: int, kind: str, num_clients: int, min_samples: int
-) -> None:
-    num_train = np.bincount(pool_of[~samples.is_test], minlength=num_pools)
-    num_test = np.bincount(pool_of[samples.is_test], minlength=num_pools)
-    pools = np.arange(num_pools)
-
-    def most_clients(min_samples: int) -> int:
-        room = np.minimum(num_train // min_samples, num_test)  # clients that each pool can serve
-        return int((pools + num_pools * room).min())  # client p + num_pools * room[p] is one too many
-
-    if min_samples >= 1 and num_pools <= num_clients <= most_clients(min_samples):
-        return
-    remedies = []
-    if num_pools <= num_clients <= most_clients(1):
-        clients_of = -(-(num_clients - pools) // num_pools)
-        remedies.append(f"data.min_samples to 1..{(num_train // clients_of).min()}")
-    for smaller in (max(min_samples, 1), 1):
-        if num_pools <= most_clients(smaller):
-            within = f"{num_pools}..{most_clients(smaller)}"
-            remedies.append(f"data.num_clients to {within} with data.min_samples={smaller}")
-            break
-    if num_pools > 1:
-        remedies.append("data.partition to a kind that mixes the domains")
-    raise UserError(
-        f"data.num_clients={num_clients} with data.min_samples={min_samples} and data.partition={kind} is "
-        f"impossible: each client needs that many (at least 1) training samples and 1 test sample"
-        f"{' of its domain' if num_pools > 1 else ''}, and {samples.name} has {_sum(num_train)} training "
-        f"and {_sum(num_test)} test samples. Set {', or '.join(remedies)}."
-    )
-
-
-def _sum(numbers: Ints) -> str:
-    return " + ".join(str(number) for number in numbers)
+        train[clients], test[clients] = _share_out(samples, members, len(train[clients]), data, rng)
+    return train, test
 
 
 def _share_out(
-    samples: Samples, members: Ints, weights: Ints, min_samples: int, rng: np.random.Generator
+    samples: Samples, members: Ints, num_clients: int, data: Data, rng: np.random.Generator
 ) -> tuple[list[Ints], list[Ints]]:
-    """Training and test indices of each client, from the samples `members` [n] and weights by class."""
-    num_classes = weights.shape[1]
-    train_members, test_members = members[~samples.is_test[members]], members[samples.is_test[members]]
-    train = deal(np.bincount(samples.y[train_members], minlength=num_classes), weights)
-    top_up(train, min_samples)
-    test = deal(np.bincount(samples.y[test_members], minlength=num_classes), train)
-    cover(test, train)
-    return _fill(train, samples.y, train_members, rng), _fill(test, samples.y, test_members, rng)
+    """Training and test samples of each client of one pool, the samples `members`."""
+    kind, num_classes = KINDS[data.partition], len(samples.classes)
+    to_test = samples.is_test[members] & (data.test_fraction == 0)
+    dealt, apart = members[~to_test], members[to_test]
+    counts = np.bincount(samples.y[dealt], minlength=num_classes)
+    weights = kind.weights(counts, num_clients, data, rng)
+    if data.size_alpha:
+        weights = skew_sizes(weights, data, rng)
+    table = tables.deal(counts, weights)
+    needed = feasible.needed(data.min_samples, data.test_fraction)
+    if kind.keeps_classes:
+        feasible.check_smallest(int(table.sum(axis=1).min()), needed, data)
+    tables.top_up(table, needed)
+    if data.test_fraction:
+        test_table = tables.split(table, data.test_fraction)
+        both = _fill(np.concatenate([table - test_table, test_table]), samples.y, dealt, rng)
+        return both[:num_clients], both[num_clients:]
+    test_table = tables.deal(np.bincount(samples.y[apart], minlength=num_classes), table)
+    tables.cover(test_table, table)
+    return _fill(table, samples.y, dealt, rng), _fill(test_table, samples.y, apart, rng)
 
 
 def _fill(table: Ints, y: Ints, members: Ints, rng: np.random.Generator) -> list[Ints]:
-    """Draw actual samples, without replacement, for a table [num_clients, num_classes] of counts."""
+    """Draw actual samples, without replacement, for a table [rows, num_classes] of counts."""
     drawn: list[list[Ints]] = [[] for _ in table]
     for c, counts in enumerate(table.T):
         shuffled = rng.permutation(members[y[members] == c])
-        for client, indices in enumerate(np.split(shuffled, np.cumsum(counts)[:-1])):
-            drawn[client].append(indices)
+        for row, indices in enumerate(np.split(shuffled, np.cumsum(counts)[:-1])):
+            drawn[row].append(indices)
     return [np.sort(np.concatenate(indices)) for indices in drawn]
 
 
-def _equal_weights(num_clients: int, num_classes: int, alpha: float, rng: np.random.Generator) -> Ints:
-    return np.ones((num_clients, num_classes), np.int64)
+def _natural(samples: Samples, data: Data, seed: int) -> tuple[list[Ints], list[Ints]]:
+    """The samples of the source's own clients: of all, or of so many drawn at random among those with enough."""
+    if not samples.clients:
+        raise UserError(
+            f"data.partition=natural: {samples.name} names no clients of its own. Choose another partition."
+        )
+    num_owners = len(samples.clients)
+    sizes = np.bincount(samples.client, minlength=num_owners)
+    num_test = np.bincount(samples.client[samples.is_test], minlength=num_owners)
+    if data.test_fraction:
+        enough = sizes >= feasible.needed(data.min_samples, data.test_fraction)
+    else:
+        enough = (sizes - num_test >= data.min_samples) & (num_test > 0)
+    feasible.check_owners(samples.clients, enough, data)
+    total = (data.num_clients + data.num_new_clients) if data.num_clients else num_owners
+    chosen = generator(seed, "partition", "natural").permutation(np.flatnonzero(enough))[:total]
+    training = total - data.num_new_clients
+    owners = [*np.sort(chosen[:training]), *np.sort(chosen[training:])]
+    by_owner = np.split(np.argsort(samples.client, kind="stable"), np.cumsum(sizes)[:-1])
+    return _split_owned(samples, [by_owner[owner] for owner in owners], data, seed)
 
 
-def _dirichlet_weights(num_clients: int, num_classes: int, alpha: float, rng: np.random.Generator) -> Ints:
-    """The clients' shares of each class are one draw from Dirichlet(alpha) (Yurochkin et al., ICML 2019).
-
-    NumPy draws small alpha by stick breaking, so that the shares cannot all underflow to 0. Rounded to
-    multiples of 2**-32 they are dealt exactly, and a platform's last float digit hardly ever matters.
-    """
-    shares = rng.dirichlet(np.full(num_clients, alpha), size=num_classes)  # [num_classes, num_clients]
-    weights: Ints = np.rint(shares.T * 2**32).astype(np.int64)
-    return weights
-
-
-class Kind(NamedTuple):
-    """One way to decide which client owns which sample."""
-
-    weights: Callable[[int, int, float, np.random.Generator], Ints]
-    """(num_clients, num_classes, alpha, rng) -> [num_clients, num_classes]"""
-    by_domain: bool
-    """Whether client k draws from domain k mod num_domains alone, or all clients from all samples."""
-
-
-PARTITIONS = {
-    "iid": Kind(_equal_weights, by_domain=False),
-    "dirichlet": Kind(_dirichlet_weights, by_domain=False),
-    "domain": Kind(_equal_weights, by_domain=True),
-}
+def _split_owned(samples: Samples, owned: Sequence[Ints], data: Data, seed: int) -> tuple[list[Ints], list[Ints]]:
+    """Training and test samples of each client that owns the samples `owned`."""
+    if not data.test_fraction:
+        return [own[~samples.is_test[own]] for own in owned], [own[samples.is_test[own]] for own in owned]
+    train, test = [], []
+    for client, own in enumerate(owned):
+        table = np.bincount(samples.y[own], minlength=len(samples.classes))[np.newaxis]
+        part = tables.split(table, data.test_fraction)
+        both = _fill(
+            np.concatenate([table - part, part]), samples.y, own, generator(seed, "partition", "natural", client)
+        )
+        train.append(both[0])
+        test.append(both[1])
+    return train, test

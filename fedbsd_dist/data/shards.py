@@ -1,12 +1,14 @@
-"""A client's samples, once on its rank's device as bytes; a batch is an index."""
+"""The samples of a rank's clients as bytes: on its device while there is room, else read at each client's turn."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedbsd_dist.data.sources import Samples
+from fedbsd_dist.data.partition import Partition
+from fedbsd_dist.data.samples import Ints, Samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,21 +27,55 @@ class Shard:
 
     def normalized(self, images: Tensor) -> Tensor:
         """float32 [n, channels, height, width] in channels_last order: (images / 255 - mean) / std."""
-        scaled = images.float().div_(255).sub_(self.mean).div_(self.std)
-        return scaled.permute(0, 3, 1, 2)
+        n, height, width, channels = images.shape
+        # a whole row of pixels at a time: channels alone are too short a dimension to be fast
+        mean, std = self.mean.repeat(width), self.std.repeat(width)
+        rows = images.reshape(n, height, width * channels).float().div_(255).sub_(mean).div_(std)
+        return rows.view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
-def load_shard(samples: Samples, train: np.ndarray, test: np.ndarray, device: torch.device) -> Shard:
-    """`train` and `test` are sample indices."""
+class Shards(Mapping[int, Shard]):
+    """Client -> its shard."""
 
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+    def __init__(
+        self,
+        samples: Samples,
+        partition: Partition,
+        clients: Sequence[int],
+        device: torch.device,
+        *,
+        most_bytes: float,
+    ) -> None:
+        """The first of `clients` are loaded now, as many as fit into `most_bytes` of images."""
+        self._samples, self._partition, self._device = samples, partition, device
+        mean, std = samples.mean_and_std(partition.learned_from)
+        self._mean, self._std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
+        self._resident: dict[int, Shard | None] = dict.fromkeys(clients)
+        room = most_bytes
+        for client in clients:
+            room -= (partition.train_sizes[client] + partition.test_sizes[client]) * samples.x[0].size
+            if room >= 0:
+                self._resident[client] = self._load(client)
 
-    return Shard(
-        train_images=tensor(samples.x[train]),
-        train_labels=tensor(samples.y[train]),
-        test_images=tensor(samples.x[test]),
-        test_labels=tensor(samples.y[test]),
-        mean=torch.tensor(samples.mean, device=device),
-        std=torch.tensor(samples.std, device=device),
-    )
+    def __getitem__(self, client: int) -> Shard:
+        return self._resident[client] or self._load(client)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._resident)
+
+    def __len__(self) -> int:
+        return len(self._resident)
+
+    def _load(self, client: int) -> Shard:
+        train, test = self._partition.train[client], self._partition.test[client]
+        return Shard(
+            train_images=self._tensor(self._samples.x, train),
+            train_labels=self._tensor(self._samples.y, train),
+            test_images=self._tensor(self._samples.x, test),
+            test_labels=self._tensor(self._samples.y, test),
+            mean=self._mean,
+            std=self._std,
+        )
+
+    def _tensor(self, array: np.ndarray, rows: Ints) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array[rows])).to(self._device)

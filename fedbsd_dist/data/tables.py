@@ -6,9 +6,8 @@ All arithmetic is on integers and every tie is broken by index, so that platform
 from collections import deque
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from fedbsd_dist.data.samples import Ints
 
 
 def deal(totals: Ints, weights: Ints) -> Ints:
@@ -41,6 +40,37 @@ def top_up(train: Ints, min_samples: int) -> None:
             c = np.argmax(train[donor])
             train[[donor, client], c] += (-1, 1)
             sizes[[donor, client]] += (-1, 1)
+
+
+def split(table: Ints, fraction: float) -> Ints:
+    """The test part of a table: of each client, `test_size` samples, in proportion to its classes.
+
+    Largest remainder, but a class with a sample for both sides keeps one for training.
+    """
+    test = np.zeros_like(table)
+    for row, chosen in zip(table, test, strict=True):
+        wanted = test_size(int(row.sum()), fraction)
+        share, remainder = np.divmod(wanted * row, max(1, row.sum()))
+        last = share + 1 >= row  # would leave nothing to train on
+        for c in np.lexsort((-remainder, last)):
+            if share.sum() == wanted:
+                break
+            share[c] += share[c] < row[c]
+        chosen[:] = share
+    return test
+
+
+def test_size(size: int, fraction: float) -> int:
+    """Samples of a client of `size` that are its test set: the nearest whole number, at least 1."""
+    return max(1, int(size * fraction + 0.5))
+
+
+def size_with(min_samples: int, fraction: float) -> int:
+    """The smallest client that has `min_samples` left for training after its test set is taken."""
+    size = max(min_samples + 1, int((min_samples - 0.5) / (1 - fraction)) - 1)
+    while size - test_size(size, fraction) < min_samples:
+        size += 1
+    return size
 
 
 def cover(test: Ints, train: Ints) -> None:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from fedbsd_dist.client import Turn
 from fedbsd_dist.config import MethodOptions
 from fedbsd_dist.methods.contract import Method
-from fedbsd_dist.models.flat import frozen
+from fedbsd_dist.models.flat import frozen, snapshot
 from fedbsd_dist.models.split import SplitModel
 
 
@@ -70,8 +70,12 @@ class FedBSD(Method[Options]):
         return float(num_train) if self.options.mean == "samples" else 1.0
 
     def learn(self, turn: Turn) -> Tensor:
-        """The teacher is the backbone just received: its features are constant, and computed once."""
-        teacher = turn.features(turn.images)
+        """The teacher is the backbone just received: the features of images that do not change are computed once."""
+        tensors, teacher = [turn.images, turn.labels], None
+        if turn.augments:
+            teacher = snapshot(turn.model.module.backbone)
+        else:
+            tensors.append(turn.features(turn.images))
         if self.options.student_start == "own":
             turn.model.buffers["backbone"].copy_(turn.private["backbone"])
         # the present values of the head, at every step, but no gradient
@@ -82,9 +86,10 @@ class FedBSD(Method[Options]):
             groups = ["backbone"]
         return turn.sgd(
             lambda *batch: self.loss(turn.model.module, head, *batch),
-            (turn.images, turn.labels, teacher),
+            tensors,
             groups=groups,
             epochs=self.train.local_epochs,
+            teacher=teacher,
         )
 
     def loss(

@@ -55,12 +55,17 @@ class FlatModel:
 
 def frozen(module: nn.Module) -> nn.Module:
     """A twin of `module` on the same storage, in evaluation mode: always its present values, never a gradient."""
-    twin = copy.deepcopy(module).requires_grad_(False).eval()
+    twin = snapshot(module)
     for mine, original in zip(
         (*twin.parameters(), *twin.buffers()), (*module.parameters(), *module.buffers()), strict=True
     ):
         mine.data = original.data
     return twin
+
+
+def snapshot(module: nn.Module) -> nn.Module:
+    """A copy of `module` in evaluation mode that keeps its present values, without gradient."""
+    return copy.deepcopy(module).requires_grad_(False).eval()
 
 
 def _state(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from fedbsd_dist.config import RunConfig
+from fedbsd_dist.data import manifest
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.wire.world import World
 
-SUMMARY, CONFIG, METRICS, CLIENTS, LEDGER = (
+SUMMARY, CONFIG, PARTITION, METRICS, CLIENTS, LEDGER = (
     "summary.json",
     "config.yaml",
+    "partition.json",
     "metrics.jsonl",
     "clients.csv",
     "ledger.jsonl",
@@ -22,7 +24,7 @@ SUMMARY, CONFIG, METRICS, CLIENTS, LEDGER = (
 TENSORBOARD, CHECKPOINTS = "tensorboard", "checkpoints"
 AUTO = "auto"
 # in the order of deletion: stopped half-way, what is left is a whole old run or nothing to go on from
-OURS = (CHECKPOINTS, SUMMARY, METRICS, CLIENTS, LEDGER, TENSORBOARD, CONFIG)
+OURS = (CHECKPOINTS, SUMMARY, METRICS, CLIENTS, LEDGER, TENSORBOARD, PARTITION, CONFIG)
 
 
 def agree(config: RunConfig, world: World) -> Path:
@@ -74,7 +76,13 @@ def _check_finished(path: Path, config: RunConfig) -> None:
 
 def settings_sha256(config: RunConfig) -> str:
     """Of all options that a run's numbers depend on. A run may be made longer, moved, and saved more often."""
-    apart: dict[str, Any] = {"run": {"dir", "overwrite", "resume"}, "train": {"rounds"}, "wire": {"timeout"}}
+    apart: dict[str, Any] = {
+        "run": {"dir", "overwrite", "resume"},
+        # where the samples are and how they are held; which client has which is compared by itself
+        "data": {"root", "download", "cache", "device_memory", "manifest"},
+        "train": {"rounds"},
+        "wire": {"timeout"},
+    }
     settings = config.model_dump(exclude={**apart, "checkpoint": True})
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
@@ -100,6 +108,18 @@ def claim(path: Path, config: RunConfig) -> None:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"run.dir={str(path)!r}: cannot write there ({reason}). Choose another run.dir.") from None
+
+
+def check_partition(path: Path, sha256: str, resumed: int) -> None:
+    """Raises UserError where the run to go on from had its samples divided otherwise."""
+    if not resumed:
+        return
+    then = manifest.read(path / PARTITION).sha256
+    if then != sha256:
+        raise UserError(
+            f"run.dir={path}: the run's clients had other samples than they would have now; the data or the package "
+            f"has changed since. Bring back the data, or start again with another run.dir."
+        )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedbsd_dist.data import manifest
 from fedbsd_dist.evaluation import CORRECT, COUNT, LOSS, summarize
 from fedbsd_dist.federation import STATE_DIGEST, Report
 from fedbsd_dist.plan import Plan
@@ -18,6 +19,7 @@ from fedbsd_dist.record.directory import (
     CONFIG,
     LEDGER,
     METRICS,
+    PARTITION,
     SUMMARY,
     TENSORBOARD,
     read_lines,
@@ -61,6 +63,8 @@ class Recorder(Silence):
         write_atomically(run / METRICS, _jsonl(self._lines).encode())
         write_atomically(run / LEDGER, _jsonl(self._ledger).encode())
         write_atomically(run / CLIENTS, _csv([CLIENT_COLUMNS, *(tuple(row.values()) for row in kept)]).encode())
+        divided = manifest.text(plan.partition, plan.samples, plan.config.data, plan.config.seed)
+        write_atomically(run / PARTITION, divided.encode())
         write_atomically(run / CONFIG, plan.config.to_yaml().encode())
         # imported here: half a second of start-up that only the server needs
         from torch.utils.tensorboard import SummaryWriter
