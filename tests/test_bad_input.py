@@ -15,7 +15,7 @@ from test_interface import SHORT, alone, tree
 
 from fedbsd_dist import main
 from fedbsd_dist.commandline import fields, load
-from fedbsd_dist.data import sources
+from fedbsd_dist.data import digits
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.methods import OPTIONS
 
@@ -47,8 +47,7 @@ IMPOSSIBLE = {
     "train.momentum=1": "1",
     "train.participation=0": "0",
     "train.participation=1.5": "1",
-    "data.num_clients=0": "1",
-    "data.num_clients=-3": "1",
+    "data.num_clients=-3": "0",
     "data.min_samples=0": "1",
     "data.source=cifar": "digits",
     "data.partition=random": "dirichlet",
@@ -135,6 +134,7 @@ def test_a_file_of_options_in_another_encoding_or_a_directory(tmp_path, capsys) 
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
+        ("data.num_clients=0", "data.num_clients to 1.."),
         ("data.num_clients=100000", "data.num_clients to"),
         ("data.num_clients=2000", "data.min_samples to"),
         ("data.num_clients=1 data.partition=domain", "domain"),
@@ -176,9 +176,9 @@ def test_a_run_directory_that_cannot_be_written(tmp_path, capsys) -> None:
 
 
 def test_a_damaged_data_file(tmp_path, monkeypatch, capsys) -> None:
-    content = sources.DIGITS_PATH.read_bytes()
+    content = digits.DIGITS_PATH.read_bytes()
     path = tmp_path / "digits.npz"
-    monkeypatch.setattr(sources, "DIGITS_PATH", path)
+    monkeypatch.setattr(digits, "DIGITS_PATH", path)
     for damaged in (content[:-1], content[:1000] + b"x" + content[1001:], b"", None):
         if damaged is None:
             path.unlink()
@@ -198,7 +198,7 @@ def test_packages_that_do_not_fit_together(tmp_path, monkeypatch, capsys) -> Non
 def overheard(world, arguments: list[str], folder: Path, damaged: bool = False) -> None:
     """A run whose rank's words go to a file of its own; `damaged`: the last rank finds its data file missing."""
     if damaged and world.rank == world.size - 1:
-        sources.DIGITS_PATH = Path("/nowhere/digits.npz")
+        digits.DIGITS_PATH = Path("/nowhere/digits.npz")
     with (folder / f"{world.rank}.txt").open("w") as file, redirect_stdout(file), redirect_stderr(file):
         main.run(arguments, world)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedbsd_dist.client import Turn
-from fedbsd_dist.config import Model, Train
+from fedbsd_dist.config import Augment, Model, Train
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.methods.fedbsd import FedBSD, Options
 from fedbsd_dist.models.flat import FlatModel, frozen
@@ -160,6 +160,7 @@ class Participant:
             round=round,
             seed=0,
             options=method.train,
+            augmentation=Augment(),
             model=self.model,
             shard=self.shard,
             private=self.private,
@@ -235,9 +236,9 @@ def test_a_student_with_a_backbone_of_its_own_starts_away_from_the_teacher(after
     learner = method(distillation=form, student_start="own", batch_size=600)
     turn = first.turn(learner, 2, mean)
     with torch.no_grad():
-        teacher = turn.model.module.backbone(turn.images)
+        teacher = turn.model.module.backbone(turn.shard.normalized(turn.images))
         first.model.buffers["backbone"].copy_(own)
-        student = turn.model.module.backbone(turn.images)
+        student = turn.model.module.backbone(turn.shard.normalized(turn.images))
         expected = l_bsd(form, student, teacher, turn.model.module.head)
         first.model.buffers["backbone"].copy_(mean)
     learner.learn(turn)
@@ -315,8 +316,8 @@ class Halfway(Participant):
     def __init__(self, learner: FedBSD) -> None:
         super().__init__(0)
         turn = self.turn(learner)
-        self.images, self.labels = turn.images[:100], turn.labels[:100]
-        self.teacher = turn.features(self.images)
+        self.images, self.labels = turn.shard.normalized(turn.images[:100]), turn.labels[:100]
+        self.teacher = turn.features(turn.images[:100])
         learner.learn(turn)
         self.model.train_only(("backbone", "head"))
         self.loss, _ = loss_of(learner, self.model.module, self.images, self.labels, self.teacher)

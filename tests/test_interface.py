@@ -24,7 +24,7 @@ SHORT = (
     "data.num_clients=4",
     "evaluate.head_epochs=1",
 )
-LEFT = {"config.yaml", "metrics.jsonl", "clients.csv", "ledger.jsonl", "summary.json", "tensorboard"}
+LEFT = {"config.yaml", "partition.json", "metrics.jsonl", "clients.csv", "ledger.jsonl", "summary.json", "tensorboard"}
 """What every finished run leaves; `checkpoints` besides, where they were asked for."""
 
 

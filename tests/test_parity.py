@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from fedbsd_dist.commandline import load
 from fedbsd_dist.config import RunConfig
+from fedbsd_dist.data import sources
 from fedbsd_dist.data.partition import make_partition
-from fedbsd_dist.data.sources import SOURCES
 from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.models.split import SplitModel, build_model
@@ -125,17 +125,11 @@ def case(request, tmp_path_factory) -> Case:
 
 
 def make_inputs(config: RunConfig) -> dict[str, Any]:
-    samples, data = SOURCES[config.data.source](), config.data
-    partition = make_partition(
-        samples,
-        kind=data.partition,
-        num_clients=data.num_clients,
-        alpha=data.alpha,
-        min_samples=data.min_samples,
-        seed=config.seed,
-    )
+    samples = sources.load(config.data)
+    partition = make_partition(samples, config.data, config.seed)
+    mean, std = samples.mean_and_std(partition.learned_from)
     images = torch.from_numpy(samples.x).float() / 255
-    images = ((images - torch.tensor(samples.mean)) / torch.tensor(samples.std)).permute(0, 3, 1, 2).contiguous()
+    images = ((images - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2).contiguous()
     labels = torch.from_numpy(samples.y)
     clients = [
         reference.Client(

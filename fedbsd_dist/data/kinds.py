@@ -91,9 +91,10 @@ def _hold(shards: Ints, num_clients: int, each: int, rng: np.random.Generator) -
 
 def skew_sizes(weights: Ints, data: Data, rng: np.random.Generator) -> Ints:
     """The weights of each client times its share of one draw from Dirichlet(size_alpha)."""
-    shares = rng.dirichlet(np.full(len(weights), data.size_alpha))
+    # never 0, or nobody might be left for a class whose every owner got no size
+    shares = rng.dirichlet(np.full(len(weights), data.size_alpha)) + 1e-9
     skewed = weights * shares[:, np.newaxis]
-    scaled: Ints = np.rint(skewed / skewed.max() * SCALE).astype(np.int64)
+    scaled: Ints = np.rint(skewed / skewed.max(axis=0) * SCALE).astype(np.int64)
     return scaled
 
 
