@@ -69,6 +69,9 @@ class Model(Section):
     head_from: str = ""
     """Or it begins at the layer of this name; of a model that is no nn.Sequential it is the submodule of this dotted
     name, which must be what the model ends with. Of such a model it is the last nn.Linear if not named."""
+    norm_stats: Literal["shared", "local"] = "shared"
+    """Running statistics of normalisation layers: `shared`: they cross wherever the method lets the parameters
+    of their backbone or head cross; `local`: they stay with each client."""
 
 
 class MethodOptions(Section):

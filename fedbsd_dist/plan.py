@@ -42,7 +42,7 @@ class Plan:
     @property
     def shared(self) -> dict[str, Tensor]:
         """The live model's buffers that may cross."""
-        return shared_groups(self.method, self.model)
+        return shared_groups(self.method, self.model, self.config.model.norm_stats)
 
     @property
     def upload_bytes(self) -> int:

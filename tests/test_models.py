@@ -143,7 +143,9 @@ def test_groups_hold_every_float_of_the_state_exactly_once(config):
         buffer.copy_(torch.arange(len(buffer)))
     seen: dict[str, list[Tensor]] = {group: [] for group in model.buffers}
     for name, tensor in floats.items():
-        group = "statistics" if "running" in name else name.partition(".")[0]
+        group = name.partition(".")[0]
+        if "running" in name:
+            group = {"backbone": "statistics", "head": "head_statistics"}[group]
         buffer = model.buffers[group]
         assert tensor.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr(), name
         seen[group].append(tensor.flatten())
@@ -162,19 +164,21 @@ def test_groups_hold_every_float_of_the_state_exactly_once(config):
     assert all(shape == tuple(named[name].shape) for _, name, shape, _ in model.layout)
 
 
-def test_statistics_are_a_group_of_their_own():
+def test_statistics_are_groups_of_their_own():
     model = FlatModel(build_model(Model(factory=f"{__name__}:with_norm", head_layers=2), SHAPE, 10, 0), CPU)
     # running mean and variance of 6 channels in the backbone and of 10 features in the head
     assert {group: buffer.numel() for group, buffer in model.buffers.items()} == {
         "backbone": 6 * 9 + 6 + 12 + 5 * 6 * 2,
         "head": 20 + 110,
-        "statistics": 2 * 6 + 2 * 10,
+        "statistics": 2 * 6,
+        "head_statistics": 2 * 10,
     }
-    assert sorted(model.buffers["statistics"].tolist()) == [0.0] * 16 + [1.0] * 16
+    assert sorted(model.buffers["statistics"].tolist()) == [0.0] * 6 + [1.0] * 6
+    assert sorted(model.buffers["head_statistics"].tolist()) == [0.0] * 10 + [1.0] * 10
     before = {group: buffer.clone() for group, buffer in model.buffers.items()}
     model.module.train()(torch.randn(8, *SHAPE))
     changed = {group: not torch.equal(buffer, before[group]) for group, buffer in model.buffers.items()}
-    assert changed == {"backbone": False, "head": False, "statistics": True}
+    assert changed == {"backbone": False, "head": False, "statistics": True, "head_statistics": True}
     model.module.eval()(torch.randn(8, *SHAPE))
     assert FlatModel(build_model(Model(), SHAPE, 10, 0), CPU).buffers.keys() == {"backbone", "head"}
 
