@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fedbsd_dist.config import Train
 from fedbsd_dist.data.shards import Shard
+from fedbsd_dist.errors import UserError
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.optimizer import SGD
 from fedbsd_dist.randomness import generator, named_seed
@@ -54,25 +55,24 @@ class Turn:
         epochs: int,
         purpose: str = "batches",
     ) -> Tensor:
-        """Descend `loss` on `groups` for `epochs` passes over `tensors` [n, ...], in batches of shuffled rows.
+        """Descend `loss` on `groups` for `epochs` passes over `tensors` [n, ...], in batches of shuffled rows,
+        of which none is a single one where the model has batch norm.
 
         Returns, over all steps, the sums of the reported losses, each times its batch's size, and the
         number of samples: float32 [num_losses + 1]. The shuffle is that of (seed, purpose, round, client).
         """
+        sizes = batch_sizes(len(tensors[0]), self.options.batch_size, self.model.has_batch_norm)
         optimizer = SGD(self.model.train_only(groups), self.options)
         torch.manual_seed(named_seed(self.seed, purpose, "dropout", self.round, self.client))
         draw = generator(self.seed, purpose, self.round, self.client)
-        size = self.options.batch_size
         reports: list[Tensor] = []
-        sizes: list[int] = []
         for _ in range(epochs):
             order = torch.from_numpy(draw.permutation(len(tensors[0]))).to(tensors[0].device)
-            for batch in zip(*(tensor[order].split(size) for tensor in tensors), strict=True):
+            for batch in zip(*(tensor[order].split(sizes) for tensor in tensors), strict=True):
                 total, reported = loss(*batch)
                 optimizer.step(total)
                 reports.append(torch.stack([*reported]).detach())
-                sizes.append(len(batch[0]))
-        weights = torch.tensor(sizes, dtype=torch.float32, device=order.device)
+        weights = torch.tensor(sizes * epochs, dtype=torch.float32, device=order.device)
         return torch.cat([weights @ torch.stack(reports), weights.sum()[None]])
 
     @torch.no_grad()
@@ -107,3 +107,27 @@ class Turn:
         )
         correct, loss = numbers.tolist()
         return int(correct), len(labels), loss
+
+
+def batch_sizes(n: int, size: int, merge_last: bool) -> list[int]:
+    """Sizes of the batches of `n` samples, `size` each and the rest in the last one. `merge_last`: a single
+    sample that would be the last batch joins the batch before it, if there is one.
+    """
+    sizes = [size] * (n // size) + [n % size] * (n % size > 0)
+    if merge_last and len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [sizes[-2] + 1]
+    return sizes
+
+
+def check_batch_norm(model: FlatModel, batch_size: int, train_sizes: Sequence[int]) -> None:
+    """Raises UserError where a model with batch norm would train on one sample, whose variance is none."""
+    if not model.has_batch_norm:
+        return
+    remedy = "or a model without batch norm, such as model.name=resnet18_gn."
+    if batch_size == 1:
+        raise UserError(f"train.batch_size=1: batch norm cannot train on one sample. Use train.batch_size=2, {remedy}")
+    if min(train_sizes) == 1:
+        raise UserError(
+            f"client {train_sizes.index(1)} has 1 training sample, on which batch norm cannot train. "
+            f"Use data.min_samples=2, {remedy}"
+        )

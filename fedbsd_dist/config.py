@@ -89,7 +89,7 @@ class Train(Section):
     local_epochs: int = Field(2, ge=1)
     """Passes of a client over its own samples in a round."""
     batch_size: int = Field(10, ge=1)
-    """Samples a step; an epoch's last batch may be smaller."""
+    """Samples a step; an epoch's last batch may be smaller, or with batch norm larger by one."""
     lr: float = Field(0.02, gt=0, allow_inf_nan=False)
     """SGD's learning rate."""
     momentum: float = Field(0.5, ge=0, lt=1)

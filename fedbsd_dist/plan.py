@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedbsd_dist.client import check_batch_norm
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data.partition import Partition, make_partition
 from fedbsd_dist.data.shards import Shard, load_shard
@@ -147,14 +148,16 @@ def make_plan(config: RunConfig, world: World) -> Plan:
         seed=config.seed,
     )
     height, width, channels = samples.x.shape[1:]
-    model = build_model(config.model, (channels, height, width), len(samples.classes), config.seed)
+    split = build_model(config.model, (channels, height, width), len(samples.classes), config.seed)
+    model = FlatModel(split, placement.device)
+    check_batch_norm(model, config.train.batch_size, partition.train_sizes)
     first = 0 if config.server.trains or world.size == 1 else 1
     return Plan(
         config=config,
         placement=placement,
         samples=samples,
         partition=partition,
-        model=FlatModel(model, placement.device),
+        model=model,
         method=METHODS[config.method.name](config.method, config.train),
         hosted=assign(partition.train_sizes, range(first, world.size)),
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.models.split import SplitModel
@@ -37,6 +38,8 @@ class FlatModel:
             if tensors:
                 self.buffers[group] = torch.empty(sum(tensor.numel() for tensor in tensors), device=device)
                 _move(tensors, self.buffers[group])
+        self.has_batch_norm = any(isinstance(layer, _BatchNorm) for layer in model.modules())
+        """Whether the model, in training, needs more than one sample at a time."""
 
     @property
     def digest(self) -> bytes:
