@@ -89,6 +89,13 @@ def ends_scaled(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     return Net(num_classes, "scaled")
 
 
+def ends_scaled_and_tiny(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    module = Net(num_classes, "scaled")
+    for parameter in module.top["out"].parameters():
+        parameter.data *= 1e-12
+    return module
+
+
 def whole(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     return Whole(num_classes)
 
@@ -169,6 +176,7 @@ NOT_THE_END = "is not what {factory} ends with"
         ("with_aside", {}, "aside, its last nn.Linear: " + NOT_THE_END),
         ("ends_in_relu", {"head_from": "top.out"}, "model.head_from=top.out: " + NOT_THE_END),
         ("ends_scaled", {"head_from": "top.out"}, NOT_THE_END),
+        ("ends_scaled_and_tiny", {"head_from": "top.out"}, NOT_THE_END),
         ("net", {"head_from": "top.hidden"}, NOT_THE_END),
         ("net", {"head_from": "body"}, NOT_THE_END),
         ("net", {"head_from": "top"}, NOT_THE_END),

@@ -6,6 +6,7 @@ from torch import nn
 
 from fedbsd_dist.config import Model
 from fedbsd_dist.errors import UserError
+from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.models.split import build_model
 from fedbsd_dist.models.zoo import NETWORKS, find_network
 
@@ -35,6 +36,19 @@ def test_first_parameters_of_torchvisions_follow_from_the_seed():
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_running_statistics_and_weights_of_torchvisions_are_in_the_flat_groups():
+    model = build_model(Model(name="shufflenet_v2_x0_5"), (3, 32, 32), 10, 0)
+    images = torch.randn(3, 3, 32, 32)
+    outputs = model.eval()(images)
+    flat = FlatModel(model, torch.device("cpu"))
+    assert torch.allclose(flat.module.eval()(images), outputs, rtol=1e-4, atol=1e-6)
+    assert {group: buffer.numel() for group, buffer in flat.buffers.items()} == {
+        "backbone": 1_366_792 - 1024 * 1000 - 1000,  # published with 1000 classes
+        "head": 10250,
+        "statistics": sum(2 * norm.num_features for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)),
+    }
 
 
 @pytest.mark.parametrize(
