@@ -1,21 +1,18 @@
 """One client's turn at its rank's live model: its private tensors and its local training loop."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedbsd_dist.augment import augment, draw
+from fedbsd_dist.batches import LARGE_BATCH, Teacher, batch_sizes, batches
 from fedbsd_dist.config import Augment, Train
 from fedbsd_dist.data.shards import Shard
+from fedbsd_dist.errors import UserError
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.optimizer import SGD
-from fedbsd_dist.randomness import generator, named_seed
-
-LARGE_BATCH = 512
-"""Samples a forward pass where nothing is learned: evaluation, teacher and frozen features. As many are prepared
-at once for the batches of a training pass."""
+from fedbsd_dist.randomness import named_seed
 
 Loss = Callable[..., tuple[Tensor, Sequence[Tensor]]]
 """Batches of the training tensors -> (loss to descend, the losses to report), all scalars."""
@@ -55,9 +52,10 @@ class Turn:
         groups: Sequence[str],
         epochs: int,
         purpose: str = "batches",
-        teacher: Callable[[Tensor], Tensor] | None = None,
+        teacher: Teacher | None = None,
     ) -> Tensor:
-        """Descend `loss` on `groups` for `epochs` passes over `tensors` [n, ...], in batches of shuffled rows.
+        """Descend `loss` on `groups` for `epochs` passes over `tensors` [n, ...], in batches of shuffled rows,
+        of which none is a single one where the model has batch norm.
 
         Of images as stored, `loss` gets batches float32 [b, c, h, w], augmented and normalized. `teacher`, if any,
         is asked for a further tensor [b, ...] of the very images in `tensors[0]`, many batches at a time.
@@ -66,42 +64,15 @@ class Turn:
         """
         optimizer = SGD(self.model.train_only(groups), self.options)
         torch.manual_seed(named_seed(self.seed, purpose, "dropout", self.round, self.client))
+        sizes = batch_sizes(len(self.labels), self.options.batch_size, self.model.has_batch_norm)
+        name = (purpose, self.round, self.client)
         reports: list[Tensor] = []
-        sizes: list[int] = []
-        for batch in self._batches(tensors, epochs, purpose, teacher):
+        for batch in batches(self.shard, tensors, sizes, epochs, self.augmentation, self.seed, name, teacher):
             total, reported = loss(*batch)
             optimizer.step(total)
             reports.append(torch.stack([*reported]).detach())
-            sizes.append(len(batch[0]))
-        weights = torch.tensor(sizes, dtype=torch.float32, device=self.images.device)
+        weights = torch.tensor(sizes * epochs, dtype=torch.float32, device=self.images.device)
         return torch.cat([weights @ torch.stack(reports), weights.sum()[None]])
-
-    def _batches(
-        self, tensors: Sequence[Tensor], epochs: int, purpose: str, teacher: Callable[[Tensor], Tensor] | None
-    ) -> Iterator[tuple[Tensor, ...]]:
-        """A batch is an index: rows are gathered and prepared on the device, many batches at a time."""
-        n, device = len(self.labels), self.images.device
-        shuffles = generator(self.seed, purpose, self.round, self.client)
-        alterations = generator(self.seed, purpose, "augmentation", self.round, self.client)
-        sizes = batch_sizes(n, self.options.batch_size)
-        at_once = max(1, LARGE_BATCH // self.options.batch_size)
-        for _ in range(epochs):
-            order = torch.from_numpy(shuffles.permutation(n)).to(device)
-            changes = draw(self.augmentation, n, alterations, device) if self.augments else None
-            start = 0
-            for first in range(0, len(sizes), at_once):
-                part = sizes[first : first + at_once]
-                rows = order[start : start + sum(part)]
-                chunk = [tensor[rows] for tensor in tensors]
-                if tensors[0] is self.images:
-                    if changes:
-                        chunk[0] = augment(chunk[0], changes, start, self.augmentation)
-                    chunk[0] = self.shard.normalized(chunk[0])
-                if teacher:
-                    with torch.no_grad():
-                        chunk.append(teacher(chunk[0]))
-                yield from zip(*(tensor.split(part) for tensor in chunk), strict=True)
-                start += sum(part)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -143,6 +114,15 @@ class Turn:
         return int(correct), len(labels), loss
 
 
-def batch_sizes(n: int, size: int) -> list[int]:
-    """Of the batches of a pass over n samples; the last may be smaller."""
-    return [size] * (n // size) + ([n % size] if n % size else [])
+def check_batch_norm(model: FlatModel, batch_size: int, train_sizes: Sequence[int]) -> None:
+    """Raises UserError where a model with batch norm would train on one sample, whose variance is none."""
+    if not model.has_batch_norm:
+        return
+    remedy = "or a model without batch norm, such as model.name=resnet18_gn."
+    if batch_size == 1:
+        raise UserError(f"train.batch_size=1: batch norm cannot train on one sample. Use train.batch_size=2, {remedy}")
+    if min(train_sizes) == 1:
+        raise UserError(
+            f"client {train_sizes.index(1)} has 1 training sample, on which batch norm cannot train. "
+            f"Use data.min_samples=2, {remedy}"
+        )

@@ -113,12 +113,22 @@ class Augment(Section):
 class Model(Section):
     """The network that every client trains, and where its head begins."""
 
-    name: Literal["cnn", "fedrep_cnn", "mlp"] = "cnn"
-    """`cnn`: 4 layers, for 16x16 to 28x28; `fedrep_cnn`: FedRep's CIFAR-10 network; `mlp`: FedRep's."""
+    name: str = "cnn"
+    """`cnn`: 4 layers, for 16x16 to 28x28; `fedrep_cnn`, `fedrep_cnn_cifar100`, `mlp`: FedRep's for CIFAR-10,
+    CIFAR-100 and FEMNIST; `digits_cnn_bn`, `alexnet_bn`: FedBN's for digits and for 256x256; `resnet18`,
+    `resnet18_gn`: with batch or group norm, for any size; or any classification model of torchvision's by its
+    name there (`mobilenet_v2`, `densenet121`, ...), untrained, for images of 3 channels."""
     factory: str = ""
-    """`package.module:function` making a model of your own, instead of `model.name`."""
+    """`package.module:function` making a model of your own, instead of `model.name`: (channels, height, width)
+    and the number of classes -> any nn.Module from images to logits."""
     head_layers: int = Field(1, ge=1)
-    """The head is the last n layers; the layers before it are the backbone."""
+    """The head is the last n layers of an nn.Sequential; the layers before it are the backbone."""
+    head_from: str = ""
+    """Or it begins at the layer of this name; of a model that is no nn.Sequential it is the submodule of this dotted
+    name, which must be what the model ends with. Of such a model it is the last nn.Linear if not named."""
+    norm_stats: Literal["shared", "local"] = "shared"
+    """Running statistics of normalisation layers: `shared`: they cross wherever the method lets the parameters
+    of their backbone or head cross; `local`: they stay with each client."""
 
 
 class MethodOptions(Section):
@@ -136,7 +146,7 @@ class Train(Section):
     local_epochs: int = Field(2, ge=1)
     """Passes of a client over its own samples in a round."""
     batch_size: int = Field(10, ge=1, le=10**9)
-    """Samples a step; an epoch's last batch may be smaller."""
+    """Samples a step; an epoch's last batch may be smaller, or with batch norm larger by one."""
     lr: float = Field(0.02, gt=0, allow_inf_nan=False)
     """SGD's learning rate."""
     momentum: float = Field(0.5, ge=0, lt=1)

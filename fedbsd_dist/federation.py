@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.evaluation import Stages
 from fedbsd_dist.methods.contract import AnyOptions, Method
-from fedbsd_dist.models.flat import FlatModel
+from fedbsd_dist.models.flat import STATISTICS, FlatModel
 from fedbsd_dist.randomness import generator
 from fedbsd_dist.wire.channel import Channel
 
@@ -59,7 +60,9 @@ class Federation:
             channel,
             shards,
         )
-        self.shared = {name: buffer.clone() for name, buffer in shared_groups(method, model).items()}
+        self.shared = {
+            name: buffer.clone() for name, buffer in shared_groups(method, model, config.model.norm_stats).items()
+        }
         """Group -> float32 [numel]"""
         kept = [name for name in model.buffers if name not in self.shared or name in method.kept]
         self._fresh = {name: model.buffers[name].clone() for name in kept}
@@ -195,9 +198,16 @@ def cohort_size(participation: float, num_clients: int) -> int:
     return max(1, int(participation * num_clients + 0.5))
 
 
-def shared_groups(method: Method[AnyOptions], model: FlatModel) -> dict[str, Tensor]:
-    """The live model's buffers that may cross."""
-    return {name: buffer for name, buffer in model.buffers.items() if name in method.shared}
+def shared_groups(
+    method: Method[AnyOptions], model: FlatModel, norm_stats: Literal["shared", "local"]
+) -> dict[str, Tensor]:
+    """The live model's buffers that may cross: the parameters that the method shares, and if
+    `norm_stats` is `shared` the running statistics that belong to them.
+    """
+    crossing = {*method.shared}
+    if norm_stats == "shared":
+        crossing |= {STATISTICS[group] for group in method.shared}
+    return {name: buffer for name, buffer in model.buffers.items() if name in crossing}
 
 
 def _sha256(tensors: Iterable[Tensor]) -> bytes:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedbsd_dist.client import LARGE_BATCH
+from fedbsd_dist.batches import LARGE_BATCH
+from fedbsd_dist.client import check_batch_norm
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data import manifest, sources
 from fedbsd_dist.data.partition import Partition, make_partition
@@ -47,7 +48,7 @@ class Plan:
     @property
     def shared(self) -> dict[str, Tensor]:
         """The live model's buffers that may cross."""
-        return shared_groups(self.method, self.model)
+        return shared_groups(self.method, self.model, self.config.model.norm_stats)
 
     @property
     def upload_bytes(self) -> int:
@@ -165,14 +166,16 @@ def make_plan(config: RunConfig, world: World) -> Plan:
     samples = sources.load(config.data)
     config, partition = _divide(samples, config)
     height, width, channels = samples.x.shape[1:]
-    model = build_model(config.model, (channels, height, width), len(samples.classes), config.seed)
+    split = build_model(config.model, (channels, height, width), len(samples.classes), config.seed)
+    model = FlatModel(split, placement.device)
+    check_batch_norm(model, config.train.batch_size, partition.train_sizes)
     first = 0 if config.server.trains or world.size == 1 else 1
     return Plan(
         config=config,
         placement=placement,
         samples=samples,
         partition=partition,
-        model=FlatModel(model, placement.device),
+        model=model,
         method=METHODS[config.method.name](config.method, config.train),
         hosted=assign(partition.train_sizes, range(first, world.size)),
     )

@@ -425,7 +425,7 @@ def test_infeasible_requests_name_the_key_and_the_range(
         ({"partition": "dirichlet"}, 1, 782),
         ({"partition": "domain"}, 2, 764),
         ({"partition": "dirichlet", "test_fraction": 0.25}, 1, 816),
-        ({"partition": "label_domain", "num_new_clients": 5, "alpha": 100.0}, 1, 759),
+        ({"partition": "label_domain", "num_new_clients": 5}, 1, 759),
         ({"partition": "pathological", "classes_per_client": 10}, 1, 700),
     ],
 )

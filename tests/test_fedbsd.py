@@ -217,7 +217,7 @@ def test_distillation_from_equal_features_is_exactly_0(form, teaches):
 
 def linear_model() -> SplitModel:
     """Its features are its images."""
-    return SplitModel(nn.Sequential(nn.Flatten(), nn.Linear(6, 10)), 1)
+    return SplitModel(nn.Flatten(), nn.Linear(6, 10))
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def _rounds(world: World, *options: str) -> list[tuple]:
 
 
 def test_only_the_cohort_changes_and_all_ranks_hold_the_same_shared_state():
-    by_rank = run_ranks(3, _rounds, "method.name=fedbsd", NORM)
+    by_rank = run_ranks(3, _rounds, "method.name=fedbsd", "model.norm_stats=local", NORM)
     assert by_rank[0][0][1] == {}  # the server hosts nobody
     initial = [state for rank in by_rank for state in rank[0][1].values()]
     assert len(initial) == 6
@@ -121,7 +121,7 @@ def test_only_the_cohort_changes_and_all_ranks_hold_the_same_shared_state():
 
 
 def _receive(world: World) -> None:
-    federation = build(world, "method.name=fedper", NORM)
+    federation = build(world, "method.name=fedper", "model.norm_stats=local", NORM)
     for client, row in federation.states().items():
         for group, values in row.items():
             values.fill_(100 * client + len(group))

@@ -58,7 +58,8 @@ def read(path: Path) -> list[dict]:
 @pytest.mark.parametrize(
     ("size", "options", "groups"),
     [
-        (3, ("method.name=fedbsd", NORM), {"backbone": 9392}),
+        (3, ("method.name=fedbsd", NORM), {"backbone": 9392, "statistics": 8}),
+        (3, ("method.name=fedbsd", NORM, "model.norm_stats=local"), {"backbone": 9392}),
         (2, ("method.name=fedavg", NORM, "wire.sum=exact"), {"backbone": 9392, "head": 650, "statistics": 8}),
     ],
 )

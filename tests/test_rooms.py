@@ -21,6 +21,7 @@ FLOORS = [
     {"federation"},
     {"methods"},
     {"client"},
+    {"batches"},
     {"augment", "commandline", "data", "environment", "evaluation", "models", "optimizer", "wire"},
     {"config", "randomness"},
     {"dialect", "errors", "units"},

@@ -93,11 +93,11 @@ def make_partition(samples: Samples, data: Data, seed: int) -> Partition:
 
 def _refuse_absent_classes(partition: Partition, samples: Samples) -> None:
     """No model could learn a class that nobody has."""
-    table = partition.class_table(samples)[: partition.num_clients]
-    absent = [samples.classes[c] for c in np.flatnonzero(table.sum(axis=0) == 0)]
+    held = partition.class_table(samples).any(axis=0)
+    absent = [name for name, found in zip(samples.classes, held, strict=True) if not found]
     if absent:
         raise UserError(
-            f"{samples.name}: no client that trains has a training sample of class {', '.join(absent[:5])}"
+            f"{samples.name}: no client has a training sample of class {', '.join(absent[:5])}"
             f"{f' and {len(absent) - 5} more' if len(absent) > 5 else ''}. "
             "Set data.classes to the classes to keep, or take more clients."
         )

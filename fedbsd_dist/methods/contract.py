@@ -19,7 +19,10 @@ class Method(ABC, Generic[AnyOptions]):
     Options: ClassVar[type[MethodOptions]]
     """Its section of the configuration."""
     shared: ClassVar[tuple[str, ...]]
-    """Groups (`backbone`, `head`, `statistics`) that cross; the others stay with each client."""
+    """Groups of parameters (`backbone`, `head`) that cross; the others stay with each client.
+
+    Whether normalisation's running statistics go with them says `model.norm_stats`, and no method.
+    """
     losses: ClassVar[tuple[str, ...]]
     """Names of the losses that `learn` reports."""
 

@@ -24,7 +24,7 @@ class FedAvg(Method[Options]):
     """Sample-weighted mean of whole models."""
 
     Options = Options
-    shared = ("backbone", "head", "statistics")
+    shared = ("backbone", "head")
     losses = ("classification",)
 
     def weight(self, num_train: int) -> float:

@@ -1,8 +1,8 @@
 """One contiguous buffer a parameter group; the model's tensors are views into it.
 
 Loading a client is one copy a group, an upload is one fused multiply-add, the wire sees one buffer.
-The groups are `backbone`, `head` and `statistics` (normalisation's running statistics, which are
-buffers and no parameters); together they are the whole float state of the model.
+The groups are the parameters of `backbone` and `head`, and `statistics` and `head_statistics`, the running
+statistics of normalisation in either; together they are the whole float state of the model.
 """
 
 import copy
@@ -11,11 +11,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.models.split import SplitModel
 
-GROUPS = ("backbone", "head", "statistics")
+STATISTICS = {"backbone": "statistics", "head": "head_statistics"}
+"""Group of the running statistics (buffers, and no parameters) of the layers of a group."""
+GROUPS = (*STATISTICS, *STATISTICS.values())
 
 
 class FlatModel:
@@ -35,6 +38,8 @@ class FlatModel:
             if tensors:
                 self.buffers[group] = torch.empty(sum(tensor.numel() for tensor in tensors), device=device)
                 _move(tensors, self.buffers[group])
+        self.has_batch_norm = any(isinstance(layer, _BatchNorm) for layer in model.modules())
+        """Whether the model, in training, needs more than one sample at a time."""
 
     @property
     def digest(self) -> bytes:
@@ -74,7 +79,7 @@ def _state(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
     for name, buffer in model.named_buffers():
         # num_batches_tracked, an integer that nothing reads at a fixed momentum, stays out
         if buffer.is_floating_point():
-            yield "statistics", name, buffer
+            yield STATISTICS[name.partition(".")[0]], name, buffer
 
 
 def _check(model: nn.Module, named: list[tuple[str, str, Tensor]]) -> None:

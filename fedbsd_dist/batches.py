@@ -1,0 +1,64 @@
+"""Batches of a client's training samples: an index each, gathered and prepared on the device, many at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fedbsd_dist.augment import augment, draw
+from fedbsd_dist.config import Augment
+from fedbsd_dist.data.shards import Shard
+from fedbsd_dist.randomness import generator
+
+LARGE_BATCH = 512
+"""Samples a forward pass where nothing is learned: evaluation, teacher and frozen features. As many are
+prepared at once for training."""
+
+Teacher = Callable[[Tensor], Tensor]
+"""Prepared images [m, c, h, w] -> what a method wants to know of these very images besides, [m, ...]."""
+
+
+def batches(
+    shard: Shard,
+    tensors: Sequence[Tensor],
+    sizes: Sequence[int],
+    epochs: int,
+    augmentation: Augment,
+    seed: int,
+    name: tuple[str, int, int],
+    teacher: Teacher | None = None,
+) -> Iterator[tuple[Tensor, ...]]:
+    """For each epoch the rows of `tensors` [n, ...], shuffled, in batches of `sizes`, which add up to n.
+
+    If `tensors[0]` is the shard's training images, they come augmented and normalized, float32 [b, c, h, w], and
+    `teacher` sees them so. All that is random is named by the seed and `name`: purpose, round, client.
+    """
+    purpose, *whose = name
+    shuffles, alterations = generator(seed, *name), generator(seed, purpose, "augmentation", *whose)
+    n, device = len(tensors[0]), tensors[0].device
+    at_once = max(1, LARGE_BATCH // sizes[0])
+    for _ in range(epochs):
+        order = torch.from_numpy(shuffles.permutation(n)).to(device)
+        changes = draw(augmentation, n, alterations, device)
+        start = 0
+        for first in range(0, len(sizes), at_once):
+            part = sizes[first : first + at_once]
+            rows = order[start : start + sum(part)]
+            chunk = [tensor[rows] for tensor in tensors]
+            if tensors[0] is shard.train_images:
+                chunk[0] = shard.normalized(augment(chunk[0], changes, start, augmentation))
+            if teacher:
+                with torch.no_grad():
+                    chunk.append(teacher(chunk[0]))
+            yield from zip(*(tensor.split(part) for tensor in chunk), strict=True)
+            start += sum(part)
+
+
+def batch_sizes(n: int, size: int, merge_last: bool) -> list[int]:
+    """Sizes of the batches of `n` samples, `size` each and the rest in the last one. `merge_last`: a single
+    sample that would be the last batch joins the batch before it, if there is one.
+    """
+    sizes = [size] * (n // size) + [n % size] * (n % size > 0)
+    if merge_last and len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [sizes[-2] + 1]
+    return sizes
