@@ -91,8 +91,7 @@ def read(path: Path) -> Manifest:
     except OSError as error:
         raise UserError(f"data.manifest={path}: cannot be read ({error.strerror or error}).") from None
     except (ValueError, ValidationError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"data.manifest={path}: is no partition.json of a run, or damaged ({reason}).") from None
+        raise UserError(f"data.manifest={path}: is no partition.json of a run, or damaged ({_short(error)}).") from None
     if manifest.format != FORMAT:
         raise UserError(f"data.manifest={path}: has format {manifest.format}; this version reads {FORMAT}.")
     return manifest
@@ -110,7 +109,7 @@ def options(data: Data) -> Data:
     try:
         return Data.model_validate({**data.model_dump(), **{name: answers[name] for name in OPTIONS}})
     except (KeyError, ValidationError) as error:
-        raise UserError(f"data.manifest={path}: damaged, its options cannot be used ({error}).") from None
+        raise UserError(f"data.manifest={path}: damaged, its options cannot be used ({_short(error)}).") from None
 
 
 def partition(samples: Samples, data: Data) -> Partition:
@@ -147,3 +146,7 @@ def _indices(values: Sequence[int]) -> Ints:
         return np.array(values, np.int64)
     except OverflowError:
         return np.array([-1])
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
