@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from fedbsd_dist.config import Data
-from fedbsd_dist.data import sources
+from fedbsd_dist.data import array_domains, sources
 from fedbsd_dist.data.array_files import read_array_file
 from fedbsd_dist.data.arrays import samples_of
+from fedbsd_dist.data.samples import Samples
 from fedbsd_dist.errors import UserError
 
 X = np.random.default_rng(0).integers(0, 256, (5, 4, 3), np.uint8)
@@ -335,3 +336,114 @@ def test_what_is_wrong_with_a_factory_is_told(factory: str, says: str, mine: Cal
     with pytest.raises(UserError, match=says) as caught:
         sources.load(mine(factory))
     assert "data.factory" in str(caught.value) or factory.endswith("explains")
+
+
+# --- domains
+
+
+def write_npz(path: Path, shape: tuple[int, ...], y: list[int], **more: Any) -> Any:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    x = np.random.default_rng(len(str(path))).integers(0, 256, (len(y), *shape), np.uint8)
+    np.savez(path, x=x, y=np.array(y), **more)
+    return x
+
+
+def write_pickle(path: Path, x: Any, y: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps((x, y)))
+
+
+def read_domains(root: Path, **options: Any) -> Samples:
+    origin = array_domains.origin(Data(source="domains", root=str(root), **options))
+    assert all(file.is_file() for file in origin.files)
+    return origin.read(root)
+
+
+def test_domains_are_files_or_folders_of_files_in_order(tmp_path: Path) -> None:
+    photo = write_npz(tmp_path / "photo.npz", (4, 4), [0, 1, 1], split=np.array(["train", "test", "train"]))
+    art = [write_npz(tmp_path / "art" / f"{split}.npz", (4, 4, 1), [2, 0]) for split in ("train", "test")]
+    clip = np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4)
+    write_pickle(tmp_path / "clip" / "train.pkl", clip, np.array([[1.0], [0.0]]))
+    write_pickle(tmp_path / "clip" / "test.pkl", clip[:1, 0], np.array([1]))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "readme.txt").write_text("ignored")
+    assert array_domains.recognises(tmp_path)
+    samples = read_domains(tmp_path)
+    assert samples.domains == ("art", "clip", "photo")
+    assert samples.domain.tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert samples.y.tolist() == [2, 0, 2, 0, 1, 0, 1, 0, 1, 1]
+    assert np.flatnonzero(samples.is_test).tolist() == [2, 3, 6, 8]
+    assert samples.classes == ("0", "1", "2")
+    np.testing.assert_array_equal(samples.x[:4], np.concatenate(art))
+    np.testing.assert_array_equal(samples.x[4:7, ..., 0], np.concatenate([clip[:, 0], clip[:1, 0]]))
+    np.testing.assert_array_equal(samples.x[7:, ..., 0], photo)
+
+
+def test_a_folder_without_array_files_is_not_of_domains(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "one.npz").write_text("deeper than domains lie")
+    assert not array_domains.recognises(tmp_path)
+    with pytest.raises(UserError, match=r"holds no DOMAIN\.npz"):
+        read_domains(tmp_path)
+
+
+def test_domains_that_differ_are_made_alike_on_request_alone(tmp_path: Path) -> None:
+    write_npz(tmp_path / "grey.npz", (4, 4), [0, 1])
+    write_npz(tmp_path / "colour.npz", (6, 5, 3), [1, 0])
+    with pytest.raises(UserError, match=r"6x5x3, .*4x4x1.*Set data\.image_size and data\.channels"):
+        read_domains(tmp_path)
+    with pytest.raises(UserError, match=r"Set data\.channels,"):
+        read_domains(tmp_path, image_size=4)
+    samples = read_domains(tmp_path, image_size=4, channels=3, classes=["1"])
+    assert samples.x.shape == (2, 4, 4, 3)
+    assert (samples.domain.tolist(), samples.y.tolist()) == ([0, 1], [0, 0])
+
+
+def test_named_classes_are_one_list_for_all_domains(tmp_path: Path) -> None:
+    write_npz(tmp_path / "a.npz", (4, 4), [0, 1], classes=np.array(["cat", "dog"]))
+    write_npz(tmp_path / "b.npz", (4, 4), [0, 0], classes=np.array(["cat", "dog"]))
+    assert read_domains(tmp_path).classes == ("cat", "dog")
+    write_npz(tmp_path / "b.npz", (4, 4), [0, 0], classes=np.array(["dog", "cat"]))
+    with pytest.raises(UserError, match=r"b\.npz: its classes are not those of .*a\.npz"):
+        read_domains(tmp_path)
+
+
+def test_half_a_domain_two_of_a_name_and_unknown_keys_are_refused(tmp_path: Path) -> None:
+    write_npz(tmp_path / "a" / "train.npz", (4, 4), [0, 1])
+    with pytest.raises(UserError, match=r"test\.npz: is missing"):
+        read_domains(tmp_path)
+    write_npz(tmp_path / "a" / "test.npz", (4, 4), [0, 1], split=np.array([0, 1]))
+    with pytest.raises(UserError, match=r"test\.npz: unknown key 'split'"):
+        read_domains(tmp_path)
+    write_npz(tmp_path / "a.npz", (4, 4), [0, 1])
+    with pytest.raises(UserError, match="domain a twice"):
+        read_domains(tmp_path)
+    with pytest.raises(UserError, match="cannot be read as a folder"):
+        array_domains.recognises(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (np.full((2, 4, 4), 0.5), r"x: is float64 \[2, 4, 4\], expected whole numbers of 0 to 255.*multiply by 255"),
+        (np.full((2, 4, 4), 256), "expected whole numbers of 0 to 255"),
+        (np.full((2, 4, 4), -1.0), "expected whole numbers of 0 to 255"),
+        (np.full((2, 4, 4), np.nan), "expected whole numbers of 0 to 255"),
+        (np.zeros((2, 3, 8, 3)), r"\[2, 3, 8, 3\], of whose three sizes either first or last"),
+        (np.zeros((2, 8, 8, 2)), "neither first nor last"),
+        (np.zeros((2, 16)), r"x: is uint8 \[2, 16\], expected"),
+    ],
+)
+def test_pickled_images_that_can_be_no_pixels_are_refused(x: Any, says: str, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_pickle(tmp_path / "MNIST" / f"{split}.pkl", x, np.array([0, 1]))
+    with pytest.raises(UserError, match=says) as caught:
+        read_domains(tmp_path)
+    assert str(tmp_path / "MNIST" / "train.pkl") in str(caught.value)
+
+
+def test_pickled_labels_must_be_whole(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_pickle(tmp_path / "MNIST" / f"{split}.pkl", np.zeros((2, 4, 4)), np.array([0.5, 1]))
+    with pytest.raises(UserError, match="y: is float64"):
+        read_domains(tmp_path)
