@@ -48,7 +48,8 @@ def select(
 ) -> Samples:
     """`make_samples` of the samples of `data.classes`, fitted to `data.image_size` and `data.channels`.
 
-    x is uint8 [n, height, width, 1 or 3], and itself kept, not copied, where there is nothing to do.
+    x is uint8 [n, height, width, 1 or 3], and itself kept, not copied, where there is nothing to do. A client that
+    has no samples left is left out too.
     Raises UserError as `make_samples` does, for a class that is not there, and if none of its samples is.
     """
     chosen, y, kept = keep(y, classes, data, name)
@@ -58,7 +59,9 @@ def select(
         x = x[chosen]
         is_test = None if is_test is None else is_test[chosen]
         domain = None if domain is None else domain[chosen]
-        client = None if client is None else client[chosen]
+        if client is not None:
+            left, client = np.unique(client[chosen], return_inverse=True)
+            clients = [clients[number] for number in left]
     return make_samples(
         name=name,
         x=fit_all(x, data.image_size, data.channels) if x.size else x,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedbsd_dist.config import Data
-from fedbsd_dist.data import cache, vision
+from fedbsd_dist.data import cache, femnist, vision
 from fedbsd_dist.data.array_sources import npz_origin, python_samples
 from fedbsd_dist.data.digits import load_digits
 from fedbsd_dist.data.options import root_of
@@ -12,6 +12,7 @@ from fedbsd_dist.data.samples import Samples
 
 ORIGINS: Mapping[str, Callable[[Data], cache.Origin]] = {
     "npz": npz_origin,
+    "femnist": femnist.origin,
     **dict.fromkeys(vision.TABLES, vision.origin),
 }
 """Sources that are read once, into the cache. Raise UserError for what is missing, before anything is read."""
