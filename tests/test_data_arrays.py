@@ -64,7 +64,7 @@ def test_one_is_test(dtype: Any) -> None:
 
 
 def test_classes_size_and_channels_are_honoured_and_every_column_follows() -> None:
-    arrays = {**PLAIN, "client": list("aabbc"), "domain": [5, 5, 6, 6, 7], "split": [1, 0, 1, 0, 1]}
+    arrays = {**PLAIN, "client": list("aabbc"), "domain": [5, 5, 6, 6, 7], "split": [1, 0, 0, 0, 1]}
     samples = samples_of(arrays, "here", Data(classes=["2", "0"], image_size=8, channels=3))
     assert samples.x.shape == (3, 8, 8, 3)
     assert samples.classes == ("2", "0")
@@ -143,6 +143,14 @@ def test_npz_comes_back_through_the_cache(tmp_path: Path) -> None:
     assert (samples.y.tolist(), samples.clients) == (Y.tolist(), ("a", "b", "c"))
 
 
+def test_npz_may_be_a_link_to_a_file_of_any_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "stored.npz", **PLAIN)
+    (tmp_path / "stored.npz").rename(tmp_path / "0123abcd")
+    (tmp_path / "mine.npz").symlink_to("0123abcd")
+    sources.prepare(npz_options(tmp_path))
+    assert sources.load(npz_options(tmp_path)).y.tolist() == Y.tolist()
+
+
 def test_npz_that_changed_is_read_again(tmp_path: Path) -> None:
     data = npz_options(tmp_path)
     for y in (Y, Y[::-1]):
@@ -162,6 +170,12 @@ def _spoil(path: Path) -> None:
     path.write_bytes(content)
 
 
+def _ask_for_a_newer_zip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 6] = 241  # "version needed" of the last entry
+    path.write_bytes(content)
+
+
 def _put_objects(path: Path) -> None:
     np.savez(path, x=X, y=np.array([1, None], object))
 
@@ -177,6 +191,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "no .npz file, or cut short"),
     "cut": (_cut, "no .npz file, or cut short"),
     "one byte": (_spoil, "x is damaged"),
+    "newer zip": (_ask_for_a_newer_zip, "is damaged .NotImplementedError"),
     "objects": (_put_objects, "y has objects inside, which are not loaded"),
     "text": (_put_text, "x is not an array"),
     "folder": (lambda path: (path.unlink(), path.mkdir()), "cannot be read"),
@@ -377,6 +392,13 @@ def test_domains_are_files_or_folders_of_files_in_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(samples.x[:4], np.concatenate(art))
     np.testing.assert_array_equal(samples.x[4:7, ..., 0], np.concatenate([clip[:, 0], clip[:1, 0]]))
     np.testing.assert_array_equal(samples.x[7:, ..., 0], photo)
+
+
+def test_pickled_colours_may_come_first(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3))
+    write_pickle(tmp_path / "SVHN" / "train.pkl", x.transpose(0, 3, 1, 2), np.array([0, 1]))
+    write_pickle(tmp_path / "SVHN" / "test.pkl", x.astype(np.float64), np.array([0, 1]))
+    np.testing.assert_array_equal(read_domains(tmp_path).x, np.concatenate([x, x]))
 
 
 def test_a_folder_without_array_files_is_not_of_domains(tmp_path: Path) -> None:

@@ -75,8 +75,9 @@ def test_leafs_own_split_is_kept(base: str, tmp_path: Path) -> None:
 
 
 def test_pixels_are_rounded_to_the_nearest(tmp_path: Path) -> None:
-    write(tmp_path / "root/all_data_0.json", {"w": ((np.arange(784) % 256 + 0.4)[None].clip(0, 255), [0])})
-    assert read(tmp_path).x.ravel().tolist() == (np.arange(784) % 256).tolist()
+    pixels = np.arange(784) % 255
+    write(tmp_path / "root/all_data_0.json", {"w": (np.stack([pixels + 0.4, pixels + 0.6]), [0, 0])})
+    assert read(tmp_path).x.reshape(2, 784).tolist() == [pixels.tolist(), (pixels + 1).tolist()]
 
 
 def test_fedreps_subset_leaves_out_other_samples_and_writers_without_any(tmp_path: Path) -> None:

@@ -35,14 +35,16 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: _member(arrays, name, path) for name in arrays.files}
-        except (zipfile.BadZipFile, ValueError) as error:
-            raise UserError(f"{path}: is damaged ({error}). {REMEDY}") from None
+        except UserError:
+            raise
+        except Exception as error:  # zipfile, zlib and NumPy each have their own for damaged bytes
+            raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}). {REMEDY}") from None
 
 
 def _member(arrays: Any, name: str, path: Path) -> NDArray[Any]:
     try:
         array = arrays[name]
-    except Exception as error:  # zipfile, zlib and NumPy each have their own for damaged bytes
+    except Exception as error:
         if "allow_pickle" in str(error):
             raise UserError(
                 f"{path}: {name} has objects inside, which are not loaded. Write it as an array of numbers or strings."

@@ -13,10 +13,13 @@ from fedbsd_dist.errors import UserError
 
 
 def root_of(data: Data) -> Path:
-    """`data.root`, absolute and without links. Raises UserError if it is not set; it need not exist."""
+    """`data.root`, absolute. Raises UserError if it is not set; it need not exist.
+
+    Links stay as they are, for the names that they lead to may lack the suffix that tells what a file is.
+    """
     if not data.root:
         raise UserError(f"data.source={data.source} reads what you have: set data.root to its folder or file.")
-    return Path(os.path.realpath(os.path.expanduser(data.root)))
+    return Path(os.path.abspath(os.path.expanduser(data.root)))
 
 
 def keep(y: Ints, classes: Sequence[str], data: Data, where: str) -> tuple[Ints, Ints, tuple[str, ...]]:
