@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedbsd_dist.config import Data
+from fedbsd_dist.data import digits as digits_module
 from fedbsd_dist.data import sources
+from fedbsd_dist.data.samples import Samples, make_samples
 from fedbsd_dist.errors import UserError
 
 # Class counts 0..9 as the UCI repository publishes them for optdigits.tra and optdigits.tes.
@@ -17,8 +20,8 @@ OPTDIGITS_TEST = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
 
 @pytest.fixture(scope="module")
-def digits() -> sources.Samples:
-    return sources.SOURCES["digits"]()
+def digits() -> Samples:
+    return sources.load(Data())
 
 
 @pytest.mark.parametrize(
@@ -30,36 +33,38 @@ def digits() -> sources.Samples:
         ("mnist", True, [100] * 10),
     ],
 )
-def test_counts_are_the_official_ones(digits: sources.Samples, domain: str, is_test: bool, expected: list[int]) -> None:
+def test_counts_are_the_official_ones(digits: Samples, domain: str, is_test: bool, expected: list[int]) -> None:
     chosen = (digits.domain == digits.domains.index(domain)) & (digits.is_test == is_test)
     assert np.bincount(digits.y[chosen]).tolist() == expected
 
 
-def test_arrays_are_what_samples_promises(digits: sources.Samples) -> None:
+def test_arrays_are_what_samples_promises(digits: Samples) -> None:
     n = sum(OPTDIGITS_TRAIN) + sum(OPTDIGITS_TEST) + 5000
     assert digits.x.shape == (n, 16, 16, 1)
-    assert digits.y.shape == digits.domain.shape == digits.is_test.shape == (n,)
-    assert [a.dtype for a in (digits.x, digits.y, digits.domain, digits.is_test)] == [
-        np.dtype(t) for t in ("uint8", "int64", "int64", "bool")
+    assert digits.y.shape == digits.domain.shape == digits.client.shape == digits.is_test.shape == (n,)
+    assert [a.dtype for a in (digits.x, digits.y, digits.domain, digits.client, digits.is_test)] == [
+        np.dtype(t) for t in ("uint8", "int64", "int64", "int64", "bool")
     ]
     assert (len(digits.classes), len(digits.domains)) == (digits.y.max() + 1, digits.domain.max() + 1)
 
 
-def test_mean_and_std_are_of_the_training_samples_alone(digits: sources.Samples) -> None:
+def test_mean_and_std_are_of_the_samples_asked_for_alone(digits: Samples) -> None:
+    mean, std = digits.mean_and_std(np.flatnonzero(~digits.is_test))
     train = digits.x[~digits.is_test] / 255
-    np.testing.assert_allclose(digits.mean, train.mean(axis=(0, 1, 2)), rtol=1e-12)
-    np.testing.assert_allclose(digits.std, train.std(axis=(0, 1, 2)), rtol=1e-12)
-    assert abs(digits.mean[0] - digits.x.mean() / 255) > 1e-4  # all samples would give another mean
+    np.testing.assert_allclose(mean, train.mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(std, train.std(axis=(0, 1, 2)), rtol=1e-12)
+    assert abs(mean[0] - digits.x.mean() / 255) > 1e-4  # all samples would give another mean
 
 
 def test_mean_and_std_are_by_channel() -> None:
     x = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 3), np.uint8) // np.array([1, 2, 4], np.uint8)
-    mean, std = sources._mean_and_std(x)
-    np.testing.assert_allclose(mean, (x / 255).mean(axis=(0, 1, 2)))
-    np.testing.assert_allclose(std, (x / 255).std(axis=(0, 1, 2)))
+    samples = make_samples(name="made", x=x, y=np.zeros(5, np.int64), classes=("a",))
+    mean, std = samples.mean_and_std(np.array([0, 1, 3]))
+    np.testing.assert_allclose(mean, (x[[0, 1, 3]] / 255).mean(axis=(0, 1, 2)))
+    np.testing.assert_allclose(std, (x[[0, 1, 3]] / 255).std(axis=(0, 1, 2)))
 
 
-def test_labels_fit_images_in_both_domains(digits: sources.Samples) -> None:
+def test_labels_fit_images_in_both_domains(digits: Samples) -> None:
     """Nearest class mean, within a domain and across: shuffled labels would give 0.1, one domain no gap."""
     x = digits.x.reshape(len(digits.x), -1) / 255
 
@@ -77,19 +82,19 @@ def test_labels_fit_images_in_both_domains(digits: sources.Samples) -> None:
 
 
 def test_file_is_small_and_documented() -> None:
-    content = sources.DIGITS_PATH.read_bytes()
-    text = sources.DIGITS_PATH.with_suffix(".md").read_text(encoding="utf-8")
+    content = digits_module.DIGITS_PATH.read_bytes()
+    text = digits_module.DIGITS_PATH.with_suffix(".md").read_text(encoding="utf-8")
     assert len(content) <= 1_500_000
-    assert sources.DIGITS_SHA256 in text
+    assert digits_module.DIGITS_SHA256 in text
     assert f"{len(content):,} bytes" in text
 
 
 def _truncate(path: Path) -> None:
-    path.write_bytes(sources.DIGITS_PATH.read_bytes()[:-1])
+    path.write_bytes(digits_module.DIGITS_PATH.read_bytes()[:-1])
 
 
 def _flip_a_bit(path: Path) -> None:
-    content = bytearray(sources.DIGITS_PATH.read_bytes())
+    content = bytearray(digits_module.DIGITS_PATH.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
@@ -109,13 +114,13 @@ def test_spoilt_file_is_refused_with_its_path_and_a_remedy(
 ) -> None:
     path = tmp_path / "digits.npz"
     spoil(path)
-    monkeypatch.setattr(sources, "DIGITS_PATH", path)
+    monkeypatch.setattr(digits_module, "DIGITS_PATH", path)
     with pytest.raises(UserError, match=says) as caught:
-        sources.load_digits()
+        digits_module.load_digits(Data())
     assert str(path) in str(caught.value)
     assert "Restore the file" in str(caught.value)
 
 
 def test_data_on_the_host_needs_no_torch() -> None:
-    code = "import sys, fedbsd_dist.data.partition; sys.exit('torch' in sys.modules)"
+    code = "import sys, fedbsd_dist.data.partition, fedbsd_dist.data.sources; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,14 +4,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedbsd_dist.config import Data
-from fedbsd_dist.data import cache
+from fedbsd_dist.data import cache, femnist, vision
+from fedbsd_dist.data.array_sources import npz_origin, python_samples
 from fedbsd_dist.data.digits import load_digits
+from fedbsd_dist.data.options import root_of
 from fedbsd_dist.data.samples import Samples
 
-ORIGINS: Mapping[str, Callable[[Data], cache.Origin]] = {}
+ORIGINS: Mapping[str, Callable[[Data], cache.Origin]] = {
+    "npz": npz_origin,
+    "femnist": femnist.origin,
+    **dict.fromkeys(vision.TABLES, vision.origin),
+}
 """Sources that are read once, into the cache. Raise UserError for what is missing, before anything is read."""
 
-DIRECT: Mapping[str, Callable[[Data], Samples]] = {"digits": load_digits}
+DIRECT: Mapping[str, Callable[[Data], Samples]] = {"digits": load_digits, "python": python_samples}
 """Sources that every rank reads for itself."""
 
 
@@ -29,5 +35,4 @@ def load(data: Data) -> Samples:
 
 
 def _place(data: Data) -> Path:
-    root = str(Path(data.root).expanduser().resolve())
-    return cache.place(data.cache, data.source, [root, data.classes, data.image_size, data.channels])
+    return cache.place(data.cache, data.source, [str(root_of(data)), data.classes, data.image_size, data.channels])
