@@ -1,12 +1,11 @@
 """A model split into a backbone, which may be shared, and a head, which need not be."""
 
-import pkgutil
-
 import torch
 from torch import Tensor, nn
 
 from fedbsd_dist.config import Model
 from fedbsd_dist.errors import UserError
+from fedbsd_dist.factories import resolve
 from fedbsd_dist.models.head import cut
 from fedbsd_dist.models.networks import Shape
 from fedbsd_dist.models.zoo import Network, find_network
@@ -33,7 +32,7 @@ def build_model(config: Model, shape: Shape, num_classes: int, seed: int) -> Spl
     Raises UserError when there is no such network, the images are too small or have too few channels for it,
     `model.factory` cannot be used, or the head is not what the network ends with.
     """
-    factory = _load_factory(config.factory) if config.factory else find_network(config.name)
+    factory = resolve(config.factory, "model.factory") if config.factory else find_network(config.name)
     name = config.factory or config.name
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
@@ -65,13 +64,3 @@ def _make(factory: Network, images: Tensor, num_classes: int, name: str) -> tupl
     if logits.shape != (len(images), num_classes):
         raise UserError(f"model {name} returns {tuple(logits.shape[1:])} for an image, not logits ({num_classes},).")
     return network, logits
-
-
-def _load_factory(path: str) -> Network:
-    try:
-        factory = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"model.factory={path}: cannot import it ({error}). Write package.module:function.") from None
-    if not callable(factory):
-        raise UserError(f"model.factory={path}: not a function.")
-    return factory  # type: ignore[no-any-return]
