@@ -113,7 +113,7 @@ def _write(folder: Path, samples: Samples, fingerprint: str) -> None:
     for name in COLUMNS:
         array, file = getattr(samples, name), folder / f"{name}.npy"
         if isinstance(array, np.memmap):
-            assert Path(str(array.filename)) == file, array.filename
+            assert Path(str(array.filename)) == file.resolve(), array.filename
             array.flush()
         else:
             np.save(file, array, allow_pickle=False)
