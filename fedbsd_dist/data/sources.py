@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedbsd_dist.config import Data
-from fedbsd_dist.data import cache
+from fedbsd_dist.data import cache, domains, folder
 from fedbsd_dist.data.digits import load_digits
 from fedbsd_dist.data.samples import Samples
 
-ORIGINS: Mapping[str, Callable[[Data], cache.Origin]] = {}
+ORIGINS: Mapping[str, Callable[[Data], cache.Origin]] = {"domains": domains.origin, "folder": folder.origin}
 """Sources that are read once, into the cache. Raise UserError for what is missing, before anything is read."""
 
 DIRECT: Mapping[str, Callable[[Data], Samples]] = {"digits": load_digits}
