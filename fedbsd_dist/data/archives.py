@@ -48,6 +48,6 @@ def origin(data: Data, layout: str, of_folder: Callable[[Data], Origin]) -> Orig
 def _top(folder: Path) -> Path:
     """The single folder that all is in, if there is one, for archives are often made of a folder."""
     found = tree.visible(folder)
-    if len(found) == 1 and found[0].is_dir() and found[0].name not in tree.SPLITS:
+    if len(found) == 1 and tree.is_folder(found[0]) and found[0].name not in tree.SPLITS:
         return Path(found[0].path)
     return folder

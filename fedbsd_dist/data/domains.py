@@ -28,7 +28,7 @@ def _of_folder(data: Data) -> Origin:
         return array_domains.origin(data)
     domains = {folder.name: folder for folder in tree.folders(root)}
     if domains.keys() & tree.SPLITS.keys() or not any(tree.folders(folder) for folder in domains.values()):
-        found = ", ".join(sorted(entry.name + "/" * entry.is_dir() for entry in tree.visible(root))[:10])
+        found = ", ".join(sorted(entry.name + "/" * tree.is_folder(entry) for entry in tree.visible(root))[:10])
         raise UserError(
             f"{root}: is laid out in no way that is known. Expected: {LAYOUT}. Found: {found or 'nothing'}."
         )

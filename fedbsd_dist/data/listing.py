@@ -41,7 +41,11 @@ class Listing:
 
 
 def origin(listing: Listing, data: Data) -> Origin:
-    """Samples in the order of their paths, the same on every machine."""
+    """Samples in the order of their paths, the same on every machine. Raises UserError if there are none."""
+    if not listing.entries:
+        raise UserError(
+            f"{listing.root}: holds no images of the classes wanted. Add some, or set data.classes to others."
+        )
     entries = sorted(listing.entries)
     files = [listing.root / entry.path for entry in entries]
     return Origin(files=files, read=partial(_read, listing, entries, files, data))

@@ -61,7 +61,7 @@ def class_folders(root: Path, held_out: bool) -> list[ClassFolder]:
 
 def folders(root: Path) -> list[Path]:
     """Visible folders in `root`, sorted by name."""
-    return sorted(Path(entry.path) for entry in visible(root) if entry.is_dir())
+    return sorted(Path(entry.path) for entry in visible(root) if is_folder(entry))
 
 
 def images(folder: Path) -> Iterator[tuple[Path, int]]:
@@ -72,7 +72,7 @@ def images(folder: Path) -> Iterator[tuple[Path, int]]:
     pending, found = [folder], False
     while pending:
         for entry in visible(pending.pop()):
-            if entry.is_dir():
+            if is_folder(entry):
                 pending.append(Path(entry.path))
             elif _is_named_image(entry.name):
                 found = True
@@ -95,12 +95,26 @@ def file_size(path: Path) -> int:
     return facts.st_size
 
 
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Or a link to one. Raises UserError for a link to a folder it is in: the walk would never end."""
+    path = Path(entry.path)
+    try:
+        if not entry.is_dir():
+            return False
+        circle = entry.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}). Mend or remove it.") from None
+    if circle:
+        raise UserError(f"{path}: is a link to a folder that it is in itself. Remove it.")
+    return True
+
+
 def visible(folder: Path) -> list["os.DirEntry[str]"]:
     """What is in `folder`, apart from hidden files and what macOS adds to archives."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".") and entry.name != "__MACOSX"]
-    except OSError as error:  # a link in a circle, too, ends here
+    except OSError as error:
         raise UserError(
             f"{folder}: cannot be listed ({error.strerror or error}). Make it readable or remove it."
         ) from None
