@@ -127,13 +127,14 @@ def test_messages_speak_of_the_archive_and_not_of_where_it_was_unpacked(tmp_path
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-ESCAPING = ["../evil.png", "/tmp/fedbsd-evil.png", "cat/../../evil.png", "..\\evil.png", "cat\\..\\..\\evil.png"]
+ESCAPING = ["../evil.png", "TMP/evil.png", "cat/../../evil.png", "..\\evil.png", "cat\\..\\..\\evil.png"]
 ESCAPING += ["C:/evil.png", "c:evil.png", "\\\\host\\evil.png"]
 
 
 @pytest.mark.parametrize("name", ESCAPING)
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".zip"])
 def test_member_that_leads_outside_is_refused(tmp_path: Path, name: str, suffix: str) -> None:
+    name = name.replace("TMP", str(tmp_path))
     packed = pack(tmp_path / "in" / f"a{suffix}", {**FILES, name: b"evil"})
     _assert_refused(packed, tmp_path, name)
 
@@ -175,29 +176,41 @@ def _assert_refused(packed: Path, tmp_path: Path, name: str, says: str = "outsid
     assert str(packed) in str(caught.value)
     assert repr(name) in str(caught.value)
     assert [path for path in tmp_path.rglob("*") if path.name != "cache"] == [packed.parent, packed]
-    assert not Path("/tmp/fedbsd-evil.png").exists()
 
 
 def _cut(keep: float) -> Callable[[bytes], bytes]:
     return lambda content: content[: int(len(content) * keep)]
 
 
-def _flip(content: bytes) -> bytes:
-    changed = bytearray(content)
-    changed[len(content) // 2] ^= 0xFF
-    return bytes(changed)
+def _flip(place: float) -> Callable[[bytes], bytes]:
+    def spoil(content: bytes) -> bytes:
+        changed = bytearray(content)
+        changed[int(len(content) * place)] ^= 0xFF
+        return bytes(changed)
+
+    return spoil
 
 
 @pytest.mark.parametrize("suffix", [".tar.gz", ".tar.xz", ".tar.bz2", ".zip"])
 @pytest.mark.parametrize(
     "spoil",
-    [_cut(0), _cut(0.5), lambda content: content[:-1], _flip, lambda content: b"no archive"],
-    ids=["empty", "half", "one byte short", "one byte changed", "another file"],
+    [_cut(0), _cut(0.5), lambda content: content[:-1], _flip(0.3), _flip(0.9), lambda content: b"no archive"],
+    ids=["empty", "half", "one byte short", "a byte changed", "a later byte changed", "another file"],
 )
 def test_damaged_archive_is_refused(tmp_path: Path, suffix: str, spoil: Callable[[bytes], bytes]) -> None:
-    packed = pack(tmp_path / f"a{suffix}", FILES)
+    numbers = " ".join(str(i * i) for i in range(60_000)).encode()  # more than is read ahead while opening
+    packed = pack(tmp_path / f"a{suffix}", {**FILES, "numbers.txt": numbers})
     packed.write_bytes(spoil(packed.read_bytes()))
     with pytest.raises(UserError, match="is damaged or not what its name says"):
+        read(packed, tmp_path)
+
+
+def test_checksum_of_a_compressed_tar_is_verified(tmp_path: Path) -> None:
+    packed = pack(tmp_path / "a.tar.gz", {**FILES, "zeros": bytes(300_000)})
+    content = bytearray(packed.read_bytes())
+    content[-8] ^= 1
+    packed.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
         read(packed, tmp_path)
 
 

@@ -222,7 +222,7 @@ def test_first_failure_ends_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Image, "open", lambda file: (opened.append(file), really_open(file))[1])
     with pytest.raises(UserError, match=r"b\.png"):
         images.decode([good, bad] + [good] * 20_000, size=0, channels=0, into=tmp_path)
-    assert len(opened) < 10_000
+    assert len(opened) < 10_000, "all the rest was decoded"
 
 
 def test_no_room_is_an_error_and_not_the_end_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,10 +330,25 @@ def test_lists_say_which_images_there_are(listed: Path) -> None:
     np.testing.assert_array_equal(samples.x[3], np.asarray(Image.open(listed / "real/emu/5.png")))
 
 
+def test_changed_list_makes_other_samples(listed: Path) -> None:
+    before = read_domains(listed)
+    write_lists(listed, {"clipart_train.txt": "clipart/cat/3.png 7\n", "clipart_test.txt": "clipart/cat/1.png 7\n"})
+    after = read_domains(listed)
+    assert after.is_test.tolist() == [True, False, True, False]
+    assert after.identity != before.identity
+
+
 def test_lists_of_chosen_classes_need_no_other_files(listed: Path) -> None:
     (listed / "real/emu/5.png").unlink()
     samples = read_domains(listed, classes=["cat", "red dog"])
     assert (samples.classes, samples.y.tolist()) == (("cat", "red dog"), [0, 0, 1, 1])
+
+
+def test_identity_is_also_of_names_that_are_in_no_path(listed: Path) -> None:
+    identity = read_domains(listed).identity
+    for split in ("train", "test"):
+        os.rename(listed / f"clipart_{split}.txt", listed / f"drawing_{split}.txt")
+    assert read_domains(listed).identity != identity
 
 
 @pytest.mark.parametrize(

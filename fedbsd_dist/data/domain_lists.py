@@ -37,12 +37,12 @@ def read(root: Path, data: Data) -> Listing:
     leads outside of `root` or nowhere, and for numbers and names of classes that do not agree.
     """
     domains = _domains(root)
-    lines = [
-        line
+    lists = {
+        root / f"{name}_{split}.txt": (domain, is_test)
         for domain, name in enumerate(domains)
         for split, is_test in SPLITS.items()
-        for line in _lines(root / f"{name}_{split}.txt", domain, is_test)
-    ]
+    }
+    lines = [line for file, kind in lists.items() for line in _lines(file, *kind)]
     names = _agreed_names(lines)
     classes, label = choose_classes(names, data.classes, str(root))
     label_of = dict(zip(names, label.tolist(), strict=True))
@@ -51,7 +51,7 @@ def read(root: Path, data: Data) -> Listing:
         for line in lines
         if label_of[line.name] >= 0
     ]
-    return Listing(root=root, entries=entries, classes=classes, domains=domains)
+    return Listing(root=root, entries=entries, classes=classes, domains=domains, lists=list(lists))
 
 
 def _domains(root: Path) -> list[str]:

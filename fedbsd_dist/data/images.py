@@ -48,15 +48,14 @@ def decode(files: Sequence[Path], *, size: int, channels: int, into: Path) -> Im
             x[index] = image
         return len(chunk)
 
-    threads = ThreadPoolExecutor(num_threads())
-    try:
+    with ThreadPoolExecutor(num_threads()) as threads:
         tasks = [threads.submit(decode_chunk, start) for start in range(0, len(files), CHUNK)]
-        with tqdm(total=len(files), unit=" images", disable=None) as progress:  # None: not into log files
-            for task in as_completed(tasks):
-                progress.update(task.result())
-    finally:
-        stop.set()
-        threads.shutdown(cancel_futures=True)
+        try:
+            with tqdm(total=len(files), unit=" images", disable=None) as progress:  # None: not into log files
+                for task in as_completed(tasks):
+                    progress.update(task.result())
+        finally:
+            stop.set()  # or leaving would wait until all are decoded
     return x
 
 

@@ -38,6 +38,8 @@ class Listing:
     entries: Sequence[Entry]
     classes: Sequence[str]
     domains: Sequence[str]
+    lists: Sequence[Path] = ()
+    """Files that say what the images are, if folders do not: a change of theirs makes other samples."""
 
 
 def origin(listing: Listing, data: Data) -> Origin:
@@ -48,7 +50,7 @@ def origin(listing: Listing, data: Data) -> Origin:
         )
     entries = sorted(listing.entries)
     files = [listing.root / entry.path for entry in entries]
-    return Origin(files=files, read=partial(_read, listing, entries, files, data))
+    return Origin(files=[*files, *listing.lists], read=partial(_read, listing, entries, files, data))
 
 
 def of_tree(root: Path, domains: Mapping[str, Path], data: Data) -> Listing:
