@@ -191,11 +191,24 @@ def _flip(place: float) -> Callable[[bytes], bytes]:
     return spoil
 
 
+def _blot(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + b"\xff" * 1000 + content[middle + 1000 :]
+
+
 @pytest.mark.parametrize("suffix", [".tar.gz", ".tar.xz", ".tar.bz2", ".zip"])
 @pytest.mark.parametrize(
     "spoil",
-    [_cut(0), _cut(0.5), lambda content: content[:-1], _flip(0.3), _flip(0.9), lambda content: b"no archive"],
-    ids=["empty", "half", "one byte short", "a byte changed", "a later byte changed", "another file"],
+    [_cut(0), _cut(0.5), lambda content: content[:-1], _flip(0.3), _flip(0.9), _blot, lambda content: b"no archive"],
+    ids=[
+        "empty",
+        "half",
+        "one byte short",
+        "a byte changed",
+        "a later byte changed",
+        "a stretch overwritten",
+        "another file",
+    ],
 )
 def test_damaged_archive_is_refused(tmp_path: Path, suffix: str, spoil: Callable[[bytes], bytes]) -> None:
     numbers = " ".join(str(i * i) for i in range(60_000)).encode()  # more than is read ahead while opening
