@@ -39,9 +39,9 @@ class Origin:
 
 def place(folder: str, source: str, options: Sequence[Any]) -> Path:
     """Where the samples of a source with these options belong; `folder` is `data.cache`."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedbsd_dist"
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "fedbsd_dist"
     name = hashlib.sha256(json.dumps([FORMAT, *options]).encode()).hexdigest()[:16]
-    return (base if folder == "auto" else Path(folder)) / f"{source}-{name}"
+    return (base if folder == "auto" else Path(os.path.expanduser(folder))) / f"{source}-{name}"
 
 
 def ensure(path: Path, origin: Origin) -> None:
@@ -113,7 +113,7 @@ def _write(folder: Path, samples: Samples, fingerprint: str) -> None:
     for name in COLUMNS:
         array, file = getattr(samples, name), folder / f"{name}.npy"
         if isinstance(array, np.memmap):
-            assert Path(str(array.filename)) == file, array.filename
+            assert Path(str(array.filename)) == file.resolve(), array.filename
             array.flush()
         else:
             np.save(file, array, allow_pickle=False)

@@ -93,8 +93,8 @@ def make_partition(samples: Samples, data: Data, seed: int) -> Partition:
 
 def _refuse_absent_classes(partition: Partition, samples: Samples) -> None:
     """No model could learn a class that nobody has."""
-    held = partition.class_table(samples).any(axis=0)
-    absent = [name for name, found in zip(samples.classes, held, strict=True) if not found]
+    held = partition.class_table(samples).sum(axis=0).tolist()
+    absent = [name for name, count in zip(samples.classes, held, strict=True) if not count]
     if absent:
         raise UserError(
             f"{samples.name}: no client has a training sample of class {', '.join(absent[:5])}"

@@ -4,16 +4,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedbsd_dist.config import Data
-from fedbsd_dist.data import cache, femnist, vision
+from fedbsd_dist.data import cache, domains, femnist, folder, vision
 from fedbsd_dist.data.array_sources import npz_origin, python_samples
 from fedbsd_dist.data.digits import load_digits
 from fedbsd_dist.data.options import root_of
 from fedbsd_dist.data.samples import Samples
 
 ORIGINS: Mapping[str, Callable[[Data], cache.Origin]] = {
-    "npz": npz_origin,
-    "femnist": femnist.origin,
     **dict.fromkeys(vision.TABLES, vision.origin),
+    "femnist": femnist.origin,
+    "domains": domains.origin,
+    "folder": folder.origin,
+    "npz": npz_origin,
 }
 """Sources that are read once, into the cache. Raise UserError for what is missing, before anything is read."""
 
@@ -24,7 +26,8 @@ DIRECT: Mapping[str, Callable[[Data], Samples]] = {"digits": load_digits, "pytho
 def prepare(data: Data) -> None:
     """Make or check the cache of a source that has one. One rank of a host does it; then all may `load`."""
     if data.source in ORIGINS:
-        cache.ensure(_place(data), ORIGINS[data.source](data))
+        origin = ORIGINS[data.source](data)
+        cache.ensure(_place(data), origin)
 
 
 def load(data: Data) -> Samples:

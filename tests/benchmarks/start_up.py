@@ -74,7 +74,7 @@ def measure(ranks: int, arguments: list[str]) -> None:
     private = [mark["private"] / 1e6 for mark in found]
     print(
         f"{ranks} ranks: first step after {first:.1f} s, on all ranks after {last:.1f} s; "
-        f"torchrun's start {spawned:.1f} s, importing packages {imports:.1f} s, meeting, data and plan {planned:.1f} s; "
+        f"torchrun's start {spawned:.1f} s, importing packages {imports:.1f} s, data and plan {planned:.1f} s; "
         f"private memory {min(private):.0f} to {max(private):.0f} MB a rank, {sum(private):.0f} MB in all"
     )
 
