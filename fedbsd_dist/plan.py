@@ -163,7 +163,7 @@ def make_plan(config: RunConfig, world: World) -> Plan:
     torch.set_num_threads(config.run.threads)
     placement = world.place(config.run.device)
     samples = sources.load(config.data)
-    config, partition = _divide(samples, config)
+    config, partition = divide(samples, config)
     height, width, channels = samples.x.shape[1:]
     model = build_model(config.model, (channels, height, width), len(samples.classes), config.seed)
     first = 0 if config.server.trains or world.size == 1 else 1
@@ -178,7 +178,8 @@ def make_plan(config: RunConfig, world: World) -> Plan:
     )
 
 
-def _divide(samples: Samples, config: RunConfig) -> tuple[RunConfig, Partition]:
+def divide(samples: Samples, config: RunConfig) -> tuple[RunConfig, Partition]:
+    """Who owns what: drawn, or as `data.manifest` says. The configuration is the resolved one, as in a plan."""
     data = config.data
     if data.manifest:
         data = manifest.options(data)
