@@ -210,8 +210,7 @@ def test_imports_run_downward():
 def test_no_import_cycles():
     order = list(graphlib.TopologicalSorter(GRAPH).static_order())  # raises CycleError
     assert set(order) == MODULES
-    # every other module is of use to one
-    assert MODULES - set().union(*GRAPH.values()) == {PACKAGE, f"{PACKAGE}.main", *DOORS}
+    assert not set().union(*GRAPH.values()) & {f"{PACKAGE}.main", *DOORS}  # nobody imports what only starts
 
 
 def test_a_door_only_opens():
