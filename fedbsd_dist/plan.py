@@ -164,7 +164,7 @@ def make_plan(config: RunConfig, world: World) -> Plan:
     torch.set_num_threads(config.run.threads)
     placement = world.place(config.run.device)
     samples = sources.load(config.data)
-    config, partition = _divide(samples, config)
+    config, partition = divide(samples, config)
     height, width, channels = samples.x.shape[1:]
     split = build_model(config.model, (channels, height, width), len(samples.classes), config.seed)
     model = FlatModel(split, placement.device)
@@ -181,7 +181,8 @@ def make_plan(config: RunConfig, world: World) -> Plan:
     )
 
 
-def _divide(samples: Samples, config: RunConfig) -> tuple[RunConfig, Partition]:
+def divide(samples: Samples, config: RunConfig) -> tuple[RunConfig, Partition]:
+    """Who owns what: drawn, or as `data.manifest` says. The configuration is the resolved one, as in a plan."""
     data = config.data
     if data.manifest:
         data = manifest.options(data)
