@@ -55,7 +55,7 @@ def check(config: RunConfig) -> None:
         raise UserError(
             f"run.dir={path}: holds a finished run. Choose another run.dir, or run.overwrite=true to replace it."
         )
-    if any((path / name).exists() for name in OURS):
+    if any((path / name).exists() for name in OURS if name != PARTITION):  # which a preview may have written
         raise UserError(
             f"run.dir={path}: holds an unfinished run. Go on with run.resume=auto, "
             "replace it with run.overwrite=true, or choose another run.dir."
