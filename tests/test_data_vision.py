@@ -5,6 +5,8 @@ import gzip
 import hashlib
 import io
 import pickle
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -173,12 +175,31 @@ def unpack(tmp_path: Path, source: str) -> None:
     table = vision.TABLES[source]
     dataset = getattr(torchvision.datasets, table.dataset)
     dataset(tmp_path / "root", download=True, **table.splits[0])
-    for file in table.published(dataset):
-        (tmp_path / "root" / file.place).unlink()
+    for place in table.published:
+        (tmp_path / "root" / place).unlink()
 
 
 def test_every_source_is_tried() -> None:
     assert list(PUBLISH) == list(vision.TABLES)
+
+
+@pytest.mark.parametrize("source", PUBLISH)
+def test_torchvision_knows_all_the_files_and_no_other(source: str) -> None:
+    table = vision.TABLES[source]
+    known = [file.place for file in table.files(getattr(torchvision.datasets, table.dataset))]
+    assert sorted(known) == sorted(table.published + table.unpacked)
+
+
+def test_while_the_cache_serves_torchvision_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_cifar(tmp_path / "root", monkeypatch)
+    data = options(tmp_path, "cifar10")
+    sources.prepare(data)
+    code = (
+        "import sys; from fedbsd_dist.config import Data; from fedbsd_dist.data import sources\n"
+        f"data = Data(source='cifar10', root={data.root!r}, cache={data.cache!r})\n"
+        "sources.prepare(data); assert len(sources.load(data).y); sys.exit('torchvision' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("source", PUBLISH)
@@ -247,7 +268,8 @@ def test_missing_files_are_listed_with_their_places_and_addresses(
     with pytest.raises(UserError, match=r"data\.download=true") as caught:
         sources.prepare(options(tmp_path, source))
     table = vision.TABLES[source]
-    files = table.published(getattr(torchvision.datasets, table.dataset))
+    files = [file for file in table.files(getattr(torchvision.datasets, table.dataset)) if file.addresses]
+    assert sorted(file.place for file in files) == sorted(table.published)
     for file in files:
         assert f"{tmp_path / 'root' / file.place}\n" in str(caught.value)
         assert file.addresses[0] in str(caught.value)

@@ -19,7 +19,7 @@ from fedbsd_dist.client import Turn
 from fedbsd_dist.config import Augment, Model, Train
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.methods.fedbsd import FedBSD, Options
-from fedbsd_dist.models.flat import FlatModel, frozen
+from fedbsd_dist.models.flat import FlatModel, frozen, snapshot
 from fedbsd_dist.models.split import SplitModel, build_model
 
 FORMS = ("logits_kl", "features_kl", "features_mse", "features_cosine")
@@ -149,7 +149,9 @@ class Participant:
         self.model = FlatModel(build_model(Model(name=network), (1, 16, 16), 10, seed=0), torch.device("cpu"))
         self.private = {name: buffer.clone() for name, buffer in self.model.buffers.items()}
 
-    def turn(self, method: FedBSD, round: int = 1, received: Tensor | None = None) -> Turn:
+    def turn(
+        self, method: FedBSD, round: int = 1, received: Tensor | None = None, augmentation: Augment | None = None
+    ) -> Turn:
         """The live model is `received`, or else the client's own backbone, and its own head."""
         for name, kept in self.private.items():
             self.model.buffers[name].copy_(kept)
@@ -160,7 +162,7 @@ class Participant:
             round=round,
             seed=0,
             options=method.train,
-            augmentation=Augment(),
+            augmentation=augmentation or Augment(),
             model=self.model,
             shard=self.shard,
             private=self.private,
@@ -205,6 +207,24 @@ def test_distillation_is_0_at_the_first_step_and_grows(form, teaches, network):
     assert min(later) > 0
     assert later[-1] > 20 * abs(first)
     assert later[-1] > later[0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_of_augmented_images_the_teacher_sees_the_very_ones_that_the_student_sees(form):
+    """Else distillation would not begin at 0; and the teacher stays what was received while the student learns."""
+    participant, learner = Participant(0), method(distillation=form, local_epochs=2)
+    turn = participant.turn(learner, augmentation=Augment(crop=3, flip=True, rotation=20.0))
+    received = snapshot(turn.model.module.backbone)
+    images: list[Tensor] = []
+    loss, learner.loss = learner.loss, lambda model, head, x, *more: (images.append(x), loss(model, head, x, *more))[1]
+    learner.learn(turn)
+    first, *later = learner.distillation
+    assert abs(first) < (1e-10 if form == "features_mse" else ROUNDING)
+    assert min(later) > 0
+    with torch.no_grad():
+        for x, teacher in zip(images, learner.teachers, strict=True):
+            torch.testing.assert_close(teacher, received(x), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(images[0], images[10])
 
 
 @pytest.mark.parametrize(("form", "teaches"), VARIANTS)

@@ -33,6 +33,24 @@ def test_exact_sums_give_the_same_bits_on_1_2_3_and_8_ranks(tmp_path, method):
     assert all(run["accuracy"] == runs[0]["accuracy"] for run in runs)
 
 
+def test_augmentation_and_samples_read_at_each_turn_do_not_depend_on_ranks_either(tmp_path):
+    """On three ranks no image is held on the device, and each client's are read when it has its turn."""
+    options = (
+        *SHORT,
+        "wire.sum=exact",
+        "augment.crop=2",
+        "augment.flip=true",
+        "augment.rotation=10.0",
+        "train.rounds=2",
+    )
+    federate(tmp_path / "1", 1, *options)
+    federate(tmp_path / "3", 3, *options, "data.device_memory=0.0")
+    federate(tmp_path / "plain", 1, *(option for option in options if not option.startswith("augment")))
+    one, three, plain = (summary(tmp_path / name) for name in ("1", "3", "plain"))
+    assert one["state_sha256"] == three["state_sha256"] != plain["state_sha256"]
+    assert one["accuracy"] == three["accuracy"]
+
+
 def test_float32_sums_agree_to_1e_5(tmp_path):
     for size in (1, 3):
         federate(tmp_path / str(size), size, *SHORT, "checkpoint.every=3")

@@ -21,9 +21,9 @@ class RemoteFile:
     """Where to fetch it, the best first."""
 
 
-def missing(root: Path, files: Sequence[RemoteFile]) -> list[RemoteFile]:
-    """Those that are not there."""
-    return [file for file in files if not os.path.isfile(root / file.place)]
+def missing(root: Path, places: Sequence[str]) -> list[str]:
+    """Those where no file is."""
+    return [place for place in places if not os.path.isfile(root / place)]
 
 
 def how_to_get(root: Path, files: Sequence[RemoteFile]) -> str:

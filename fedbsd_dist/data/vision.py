@@ -15,7 +15,8 @@ from fedbsd_dist.data.remote_files import RemoteFile, fetch, how_to_get, missing
 from fedbsd_dist.data.samples import Samples
 from fedbsd_dist.errors import UserError
 
-Files = tuple[RemoteFile, ...]
+Places = tuple[str, ...]
+"""Of files under `data.root`."""
 
 DIGITS = tuple("0123456789")
 
@@ -27,27 +28,24 @@ def origin(data: Data) -> cache.Origin:
     it for damaged files.
     """
     root, table = root_of(data), TABLES[data.source]
-    dataset = _dataset(table)
-    published, unpacked = table.published(dataset), table.unpacked(dataset)
-    if unpacked and not missing(root, unpacked):
-        files = unpacked
-    else:
-        files = published
-        lacking = missing(root, files)
-        if lacking and not data.download:
+    places = table.unpacked if table.unpacked and not missing(root, table.unpacked) else table.published
+    if lacking := missing(root, places):
+        known = _known(table)
+        files = [known[place] for place in lacking]
+        if not data.download:
             raise UserError(
                 f"data.source={data.source}: files are missing. Set data.download=true, or put there by hand:"
-                f"{how_to_get(root, lacking)}"
+                f"{how_to_get(root, files)}"
             )
-        fetch(root, lacking)
-    return cache.Origin(
-        files=[root / file.place for file in files], read=lambda folder: _read(folder, root, files, data)
-    )
+        fetch(root, files)
+    return cache.Origin(files=[root / place for place in places], read=lambda folder: _read(folder, root, places, data))
 
 
-def _read(folder: Path, root: Path, files: Files, data: Data) -> Samples:
-    verify(root, files)
+def _read(folder: Path, root: Path, places: Places, data: Data) -> Samples:
     table = TABLES[data.source]
+    known = _known(table)
+    files = [known[place] for place in places]
+    verify(root, files)
     try:
         linked = _linked(folder / "linked", root, files)
         # download=True unpacks what is packed; it fetches nothing, for the files are there and the right ones
@@ -71,7 +69,12 @@ def _read(folder: Path, root: Path, files: Files, data: Data) -> Samples:
     )
 
 
-def _linked(folder: Path, root: Path, files: Files) -> Path:
+def _known(table: "_Table") -> dict[str, RemoteFile]:
+    """What torchvision knows of each file, by its place. Importing it takes seconds: not done while a cache serves."""
+    return {file.place: file for file in table.files(_dataset(table))}
+
+
+def _linked(folder: Path, root: Path, files: Sequence[RemoteFile]) -> Path:
     """A folder of links, in which torchvision finds these very files and unpacks them, leaving `root` as it is."""
     for file in files:
         link = folder / file.place
@@ -86,9 +89,11 @@ class _Table:
 
     dataset: str
     """torchvision's class"""
-    published: Callable[[Any], Files]
-    unpacked: Callable[[Any], Files] = lambda dataset: ()
+    published: Places
+    unpacked: Places = ()
     """What torchvision makes of them, and takes as well; none if it reads them as they are."""
+    files: Callable[[Any], Sequence[RemoteFile]]
+    """What torchvision's class knows of either."""
     splits: Sequence[Mapping[str, Any]] = ({"train": True}, {"train": False})
     labels: str = "targets"
     upright: Callable[[NDArray[Any]], NDArray[Any]]
@@ -103,45 +108,59 @@ def _dataset(table: _Table) -> Any:
     return getattr(torchvision.datasets, table.dataset)
 
 
-def _idx_files(dataset: Any) -> Files:
-    return tuple(
+def _idx_files(dataset: Any) -> list[RemoteFile]:
+    packed = [
         RemoteFile(f"{dataset.__name__}/raw/{name}", md5, tuple(mirror + name for mirror in dataset.mirrors))
         for name, md5 in dataset.resources
-    )
+    ]
+    return packed + [RemoteFile(file.place.removesuffix(".gz"), None) for file in packed]
 
 
-def _idx_unpacked(dataset: Any) -> Files:
-    return tuple(RemoteFile(file.place.removesuffix(".gz"), None) for file in _idx_files(dataset))
+def _emnist_files(dataset: Any) -> list[RemoteFile]:
+    packed = RemoteFile("EMNIST/raw/gzip.zip", dataset.md5, (dataset.url,))
+    return [packed, *(RemoteFile(place, None) for place in _EMNIST)]
 
 
-def _emnist_unpacked(dataset: Any) -> Files:
-    names = [f"{split}-{what}-ubyte" for split in ("train", "test") for what in ("images-idx3", "labels-idx1")]
-    return tuple(RemoteFile(f"EMNIST/raw/emnist-balanced-{name}", None) for name in names)
-
-
-def _cifar_unpacked(dataset: Any) -> Files:
+def _cifar_files(dataset: Any) -> list[RemoteFile]:
     files = [*dataset.train_list, *dataset.test_list, (dataset.meta["filename"], dataset.meta["md5"])]
-    return tuple(RemoteFile(f"{dataset.base_folder}/{name}", md5) for name, md5 in files)
+    unpacked = [RemoteFile(f"{dataset.base_folder}/{name}", md5) for name, md5 in files]
+    return [RemoteFile(dataset.filename, dataset.tgz_md5, (dataset.url,)), *unpacked]
 
 
-def _file_a_split(dataset: Any) -> Files:
+def _file_a_split(dataset: Any) -> list[RemoteFile]:
     splits = (dataset.split_list[split] for split in ("train", "test"))
-    return tuple(RemoteFile(name, md5, (address,)) for address, name, md5 in splits)
+    return [RemoteFile(name, md5, (address,)) for address, name, md5 in splits]
 
 
 def _grey(x: NDArray[Any]) -> NDArray[Any]:
     return x[..., np.newaxis]
 
 
+_IDX = tuple(f"{split}-{what}-ubyte" for split in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
+_EMNIST = tuple(
+    f"EMNIST/raw/emnist-balanced-{split}-{what}-ubyte"
+    for split in ("train", "test")
+    for what in ("images-idx3", "labels-idx1")
+)
+
+
 def _mnist(dataset: str, classes: tuple[str, ...] = ()) -> _Table:
-    return _Table(dataset=dataset, published=_idx_files, unpacked=_idx_unpacked, upright=_grey, classes=classes)
-
-
-def _cifar(dataset: str) -> _Table:
     return _Table(
         dataset=dataset,
-        published=lambda dataset: (RemoteFile(dataset.filename, dataset.tgz_md5, (dataset.url,)),),
-        unpacked=_cifar_unpacked,
+        published=tuple(f"{dataset}/raw/{name}.gz" for name in _IDX),
+        unpacked=tuple(f"{dataset}/raw/{name}" for name in _IDX),
+        files=_idx_files,
+        upright=_grey,
+        classes=classes,
+    )
+
+
+def _cifar(dataset: str, archive: str, folder: str, names: Places) -> _Table:
+    return _Table(
+        dataset=dataset,
+        published=(archive,),
+        unpacked=tuple(f"{folder}/{name}" for name in names),
+        files=_cifar_files,
         upright=lambda x: x,
     )
 
@@ -151,21 +170,30 @@ TABLES: Mapping[str, _Table] = {
     "fashion_mnist": _mnist("FashionMNIST"),
     "emnist": _Table(
         dataset="EMNIST",
-        published=lambda dataset: (RemoteFile("EMNIST/raw/gzip.zip", dataset.md5, (dataset.url,)),),
-        unpacked=_emnist_unpacked,
+        published=("EMNIST/raw/gzip.zip",),
+        unpacked=_EMNIST,
+        files=_emnist_files,
         splits=({"split": "balanced", "train": True}, {"split": "balanced", "train": False}),
         upright=lambda x: _grey(x.swapaxes(1, 2)),  # stored column by column
     ),
-    "cifar10": _cifar("CIFAR10"),
-    "cifar100": _cifar("CIFAR100"),
+    "cifar10": _cifar(
+        "CIFAR10",
+        "cifar-10-python.tar.gz",
+        "cifar-10-batches-py",
+        (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"),
+    ),
+    "cifar100": _cifar("CIFAR100", "cifar-100-python.tar.gz", "cifar-100-python", ("train", "test", "meta")),
     "svhn": _Table(
         dataset="SVHN",
-        published=_file_a_split,
+        published=("train_32x32.mat", "test_32x32.mat"),
+        files=_file_a_split,
         splits=({"split": "train"}, {"split": "test"}),
         labels="labels",
         upright=lambda x: x.transpose(0, 2, 3, 1),
         classes=DIGITS,
     ),
-    "usps": _Table(dataset="USPS", published=_file_a_split, upright=_grey, classes=DIGITS),
+    "usps": _Table(
+        dataset="USPS", published=("usps.bz2", "usps.t.bz2"), files=_file_a_split, upright=_grey, classes=DIGITS
+    ),
 }
 """By `data.source`."""
