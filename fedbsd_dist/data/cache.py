@@ -30,7 +30,7 @@ FORMAT = 1
 class Origin:
     """What samples are made of, found but not yet read."""
 
-    files: Sequence[Path]
+    files: Sequence[str | Path]
     """All files that matter: a change of any one's path, size or time makes the cache anew."""
     read: Callable[[Path], Samples]
     """Makes the samples. It may map large arrays to files in the folder it is given: `x` to x.npy there, with
@@ -99,11 +99,11 @@ def _telling_of(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _fingerprint(files: Sequence[Path]) -> str:
+def _fingerprint(files: Sequence[str | Path]) -> str:
     """Of the paths, sizes and times of files."""
     digest = hashlib.sha256()
-    for path in sorted(files):
-        facts = path.stat()
+    for path in sorted(map(str, files)):
+        facts = os.stat(path)
         digest.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 

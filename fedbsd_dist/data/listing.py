@@ -1,6 +1,7 @@
 """A list of image files with their labels, whatever layout it was found in, and the samples made of it."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,8 +50,8 @@ def origin(listing: Listing, data: Data) -> Origin:
             f"{listing.root}: holds no images of the classes wanted. Add some, or set data.classes to others."
         )
     entries = sorted(listing.entries)
-    files = [listing.root / entry.path for entry in entries]
-    return Origin(files=[*files, *listing.lists], read=partial(_read, listing, entries, files, data))
+    files = [os.path.join(listing.root, entry.path) for entry in entries]
+    return Origin(files=[*files, *map(str, listing.lists)], read=partial(_read, listing, entries, files, data))
 
 
 def of_tree(root: Path, domains: Mapping[str, Path], data: Data) -> Listing:
@@ -70,8 +71,9 @@ def of_tree(root: Path, domains: Mapping[str, Path], data: Data) -> Listing:
     names = sorted({folder.path.name for of_domain in folders for folder in of_domain}, key=_by_value)
     classes, number = choose_classes(names, data.classes, str(root))
     label_of = dict(zip(names, number.tolist(), strict=True))
+    prefix = os.path.join(root, "")
     entries = [
-        Entry(path.relative_to(root).as_posix(), size, label_of[folder.path.name], domain, folder.is_test)
+        Entry(path[len(prefix) :], size, label_of[folder.path.name], domain, folder.is_test)
         for domain, of_domain in enumerate(folders)
         for folder in of_domain
         if label_of[folder.path.name] >= 0
@@ -84,10 +86,10 @@ def _by_value(name: str) -> tuple[bool, int, str]:
     return (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
 
 
-def _read(listing: Listing, entries: Sequence[Entry], files: Sequence[Path], data: Data, into: Path) -> Samples:
+def _read(listing: Listing, entries: Sequence[Entry], files: Sequence[str], data: Data, into: Path) -> Samples:
     return make_samples(
         name=str(listing.root),
-        x=decode(files, size=data.image_size, channels=data.channels, into=into),
+        x=decode([Path(file) for file in files], size=data.image_size, channels=data.channels, into=into),
         y=np.array([entry.label for entry in entries], np.int64),
         domain=np.array([entry.domain for entry in entries], np.int64),
         is_test=np.array([entry.is_test for entry in entries], np.bool_),

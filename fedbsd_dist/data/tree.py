@@ -64,9 +64,10 @@ def folders(root: Path) -> list[Path]:
     return sorted(Path(entry.path) for entry in visible(root) if is_folder(entry))
 
 
-def images(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Image files in `folder`, however deep, in no order, and their bytes.
+def images(folder: Path) -> Iterator[tuple[str, int]]:
+    """Paths of the image files in `folder`, however deep, in no order, and their bytes.
 
+    Texts, for there may be very many and a Path of each takes longer than the walk.
     Raises UserError if there is none, and for what has an image's name and is no file that can be read.
     """
     pending, found = [folder], False
@@ -76,7 +77,7 @@ def images(folder: Path) -> Iterator[tuple[Path, int]]:
                 pending.append(Path(entry.path))
             elif _is_named_image(entry.name):
                 found = True
-                yield Path(entry.path), file_size(Path(entry.path))
+                yield entry.path, file_size(entry.path)
     if not found:
         raise UserError(
             f"{folder}: is the folder of a class and holds no images ({', '.join(SUFFIXES)}). "
@@ -84,10 +85,10 @@ def images(folder: Path) -> Iterator[tuple[Path, int]]:
         )
 
 
-def file_size(path: Path) -> int:
+def file_size(path: str | Path) -> int:
     """Bytes of a plain file. Raises UserError if it is none: a link that leads nowhere, or a pipe."""
     try:
-        facts = path.stat()
+        facts = os.stat(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}). Restore the file or remove it.") from None
     if not stat.S_ISREG(facts.st_mode):
@@ -97,15 +98,14 @@ def file_size(path: Path) -> int:
 
 def is_folder(entry: "os.DirEntry[str]") -> bool:
     """Or a link to one. Raises UserError for a link to a folder it is in: the walk would never end."""
-    path = Path(entry.path)
     try:
         if not entry.is_dir():
             return False
-        circle = entry.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
+        circle = entry.is_symlink() and Path(entry.path).parent.resolve().is_relative_to(Path(entry.path).resolve())
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}). Mend or remove it.") from None
+        raise UserError(f"{entry.path}: cannot be read ({error.strerror or error}). Mend or remove it.") from None
     if circle:
-        raise UserError(f"{path}: is a link to a folder that it is in itself. Remove it.")
+        raise UserError(f"{entry.path}: is a link to a folder that it is in itself. Remove it.")
     return True
 
 

@@ -3,7 +3,7 @@
     python tests/benchmarks/start_up.py [RANKS ...] [CONFIG.yaml] [section.field=value ...]
 
 Starts the program under torchrun for each number of ranks (8 if none is given), all clients taking part, and stops it
-when every rank that hosts clients has made its first step. `private` is what no other process shares.
+when every rank that hosts clients has made its first step. A rank's own memory is all but files mapped into it.
 """
 
 import json
@@ -21,6 +21,7 @@ CHILD = "START_UP_FOLDER"
 def child(folder: Path) -> None:
     """A rank: the program itself, with a note at each mark of the way."""
     marks = {"process": time.time()}
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     import torch
 
     from fedbsd_dist import main, optimizer
@@ -33,10 +34,7 @@ def child(folder: Path) -> None:
         marks["step"] = time.time()
         fields = dict(line.split()[:2] for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
         kilobytes = {key.rstrip(":"): int(value) for key, value in fields.items()}
-        memory = {
-            "private": 1000 * (kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]),
-            "resident": 1000 * kilobytes["Rss"],
-        }
+        memory = {"own": 1000 * kilobytes["Anonymous"]}
         partial = folder / f".{rank}"
         partial.write_text(json.dumps({**marks, **memory}))
         partial.rename(folder / f"{rank}.json")
@@ -65,17 +63,17 @@ def measure(ranks: int, arguments: list[str]) -> None:
         done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
         found = [json.loads(path.read_text()) for path in marks.glob("*.json")]
         if len(found) < ranks:
-            sys.exit(done.stderr)
+            sys.exit(done.stderr[:3000])
     first = min(mark["step"] for mark in found) - start
     last = max(mark["step"] for mark in found) - start
     spawned = max(mark["process"] for mark in found) - start
     imports = max(mark["imports"] - mark["process"] for mark in found)
     planned = max(mark["plan"] - mark["imports"] for mark in found)
-    private = [mark["private"] / 1e6 for mark in found]
+    own = [mark["own"] / 1e6 for mark in found]
     print(
         f"{ranks} ranks: first step after {first:.1f} s, on all ranks after {last:.1f} s; "
         f"torchrun's start {spawned:.1f} s, importing packages {imports:.1f} s, data and plan {planned:.1f} s; "
-        f"private memory {min(private):.0f} to {max(private):.0f} MB a rank, {sum(private):.0f} MB in all"
+        f"own memory {min(own):.0f} to {max(own):.0f} MB a rank, {sum(own):.0f} MB in all"
     )
 
 
