@@ -5,7 +5,7 @@ A field's docstring is its help text (`--help` prints them all), with its unit a
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
 
 from fedbsd_dist import dialect
 
@@ -97,6 +97,11 @@ class Data(Section):
     the others; 0: the source's own test samples, dealt like the training samples."""
     manifest: str = ""
     """A partition.json of an earlier run, to have the same clients again; it replaces the partition's options."""
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _numbers_are_names(cls, value: object) -> object:
+        return [str(name) if type(name) is int else name for name in value] if isinstance(value, list) else value
 
 
 class Augment(Section):

@@ -154,3 +154,24 @@ def test_every_problem_is_told_at_once() -> None:
     with pytest.raises(UserError) as refusal:
         load(["train.rounds=0", "data.num_clients=x", "evaluate.evry=1"], OPTIONS)
     assert all(key in str(refusal.value) for key in ("train.rounds", "data.num_clients", "evaluate.every"))
+
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_configurations_that_come_along_are_valid_and_name_their_command(path: Path) -> None:
+    config = load([str(path)], OPTIONS)
+    assert config.data.source == yaml.safe_load(path.read_text())["data"]["source"]
+    assert f"-m fedbsd_dist.main configs/{path.name}" in path.read_text()
+
+
+def test_a_list_is_read_from_a_file_and_from_the_command_line(tmp_path) -> None:
+    (tmp_path / "c.yaml").write_text("data: {classes: [no, b, '3']}\n")
+    assert load([str(tmp_path / "c.yaml")], OPTIONS).data.classes == ["no", "b", "3"]
+    assert load(["data.classes=[a, y, on]"], OPTIONS).data.classes == ["a", "y", "on"]
+    with pytest.raises(UserError, match=r"data\.classes"):
+        load(["data.classes=bird"], OPTIONS)
+    with pytest.raises(UserError, match=r"data\.classes"):
+        load(["data.classes=[1.5]"], OPTIONS)
+    assert load(["data.classes=[3, 1, 007]"], OPTIONS).data.classes == ["3", "1", "007"]
