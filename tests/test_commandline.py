@@ -174,4 +174,4 @@ def test_a_list_is_read_from_a_file_and_from_the_command_line(tmp_path) -> None:
         load(["data.classes=bird"], OPTIONS)
     with pytest.raises(UserError, match=r"data\.classes"):
         load(["data.classes=[1.5]"], OPTIONS)
-    assert load(["data.classes=[3, 1, 007]"], OPTIONS).data.classes == ["3", "1", "007"]
+    assert load(["data.classes=[3, 1, '007']"], OPTIONS).data.classes == ["3", "1", "007"]

@@ -124,3 +124,13 @@ def test_spoilt_file_is_refused_with_its_path_and_a_remedy(
 def test_data_on_the_host_needs_no_torch() -> None:
     code = "import sys, fedbsd_dist.data.partition, fedbsd_dist.data.sources; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_classes_size_and_channels_are_honoured(digits: Samples) -> None:
+    some = digits_module.load_digits(Data(classes=["8", "3"], image_size=20, channels=3))
+    assert (some.classes, some.x.shape[1:]) == (("8", "3"), (20, 20, 3))
+    chosen = np.isin(digits.y, (3, 8))
+    assert np.array_equal(some.y, np.where(digits.y[chosen] == 8, 0, 1))
+    assert np.array_equal(some.domain, digits.domain[chosen])
+    assert np.array_equal(some.is_test, digits.is_test[chosen])
+    assert some.identity != digits.identity

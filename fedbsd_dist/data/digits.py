@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from fedbsd_dist.config import Data
-from fedbsd_dist.data.samples import Samples, make_samples
+from fedbsd_dist.data.options import select
+from fedbsd_dist.data.samples import Samples
 from fedbsd_dist.errors import UserError
 
 DIGITS_PATH = Path(__file__).with_name("digits.npz")
@@ -17,7 +18,8 @@ DIGITS_SHA256 = "13dfa5f82998c4249f054a1052f5b09bc0ed8bcb7a7aebd8e119fe0a0335bc6
 def load_digits(data: Data) -> Samples:
     """UCI optdigits in its official split and a class-balanced part of MNIST, both 16 x 16 grey."""
     with np.load(io.BytesIO(_read_verified(DIGITS_PATH, DIGITS_SHA256)), allow_pickle=False) as arrays:
-        return make_samples(
+        return select(
+            data,
             name="digits",
             x=arrays["x"][..., np.newaxis],
             y=arrays["y"].astype(np.int64),
