@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedbsd_dist.batches import LARGE_BATCH, Teacher, batch_sizes, batches
 from fedbsd_dist.config import Augment, Train
@@ -83,6 +84,23 @@ class Turn:
         return torch.cat(
             [self.model.module.backbone(self.shard.normalized(chunk)) for chunk in images.split(LARGE_BATCH)]
         )
+
+    @torch.no_grad()
+    def estimate_statistics(self) -> None:
+        """Set the backbone's running statistics to those of the client's own training images, as they are: for a
+        client that has none of its own yet, where they are not received.
+        """
+        layers = [layer for layer in self.model.module.backbone.modules() if isinstance(layer, _BatchNorm)]
+        momenta = [layer.momentum for layer in layers]
+        self.model.module.eval()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.train()
+            layer.momentum = None  # the mean over all chunks, each counting the same, for they are of one size
+        for chunk in self.images.tensor_split(-(-len(self.images) // LARGE_BATCH)):
+            self.model.module.backbone(self.shard.normalized(chunk))
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
 
     def tune_head(self, epochs: int) -> None:
         """Learn the head alone on the features of the backbone as it is, which are computed once, of the images as

@@ -133,7 +133,8 @@ class Model(Section):
     name, which must be what the model ends with. Of such a model it is the last nn.Linear if not named."""
     norm_stats: Literal["shared", "local"] = "shared"
     """Running statistics of normalisation layers: `shared`: they cross wherever the method lets the parameters
-    of their backbone or head cross; `local`: they stay with each client."""
+    of their backbone or head cross; `local`: they stay with each client, and one that never trained has none yet (a
+    new client takes them from its own training images)."""
 
 
 class MethodOptions(Section):

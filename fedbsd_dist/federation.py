@@ -163,6 +163,8 @@ class Federation:
     def _head_tuned(self, client: int, round: int) -> Test:
         """The newest shared state, then the head alone; a new client's head starts as all heads did."""
         turn = self.receive(client, round)
+        if client not in self._row and STATISTICS["backbone"] in self._fresh:
+            turn.estimate_statistics()
         turn.tune_head(self.config.evaluate.head_epochs)
         return turn.test()
 

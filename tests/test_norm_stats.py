@@ -125,3 +125,29 @@ def test_a_model_without_normalisation_has_nothing_to_keep():
     model = FlatModel(build_model(config.model, (1, 16, 16), 10, 0), torch.device("cpu"))
     method = METHODS["fedavg"](config.method, config.train)
     assert shared_groups(method, model, "local").keys() == shared_groups(method, model, "shared").keys()
+
+
+def _new_client(world: World) -> tuple[dict, dict]:
+    """Features of the first normalisation of a new client, and its statistics after its test; untrained otherwise."""
+    federation = build(
+        world, "model.norm_stats=local", "data.num_new_clients=1", "data.num_clients=19", "data.partition=iid", *BOTH
+    )
+    client = federation.config.data.num_clients
+    turn = federation.receive(client, 3)
+    before = statistics(federation)
+    features = federation.model.module.backbone.conv[0](turn.shard.normalized(turn.images))
+    federation._head_tuned(client, 3)
+    after = statistics(federation)
+    momenta = {layer.momentum for layer in federation.model.module.modules() if hasattr(layer, "running_mean")}
+    assert momenta == {0.1}
+    return {"mean": features.mean((0, 2, 3)).detach().numpy(), "var": features.var((0, 2, 3)).detach().numpy()}, {
+        "before": before["statistics"],
+        "after": after["statistics"],
+    }
+
+
+def test_a_new_client_without_statistics_takes_them_from_its_own_training_images():
+    """It has fewer than are looked at at once, so that they are exactly its images'; at first they are 0 and 1."""
+    ((features, found),) = run_ranks(1, _new_client)
+    assert found["before"].tolist() == [0] * 4 + [1] * 4
+    np.testing.assert_allclose(found["after"], [*features["mean"], *features["var"]], rtol=1e-4, atol=1e-5)
