@@ -44,7 +44,7 @@ def run(arguments: Sequence[str], world: World) -> None:
         if world.is_server:
             directory.claim(run_dir, config)
             found = checkpoints.newest() if config.run.resume == "auto" else 0
-            directory.check_partition(run_dir, plan.partition.sha256, found)
+            directory.check_partition(run_dir, plan.samples.identity, plan.partition.sha256, found)
     if world.told("finished", str(config.run.resume == "auto" and directory.is_finished(run_dir))) == "True":
         return world.say(f"{run_dir} holds this run, finished: nothing to do.")
     train(plan, world, checkpoints, run_dir, int(world.told("resumed", str(found))))

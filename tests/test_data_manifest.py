@@ -140,9 +140,10 @@ def test_a_run_goes_on_only_with_the_same_clients(tmp_path: Path, capsys) -> Non
     (tmp_path / "run/summary.json").unlink()
     path = tmp_path / "run/partition.json"
     facts = json.loads(path.read_text())
-    path.write_text(json.dumps({**facts, "sha256": "0" * 64}))
-    capsys.readouterr()
-    assert alone(*options) == 2
-    assert "other samples" in capsys.readouterr().err
+    for changed in ("sha256", "identity"):
+        path.write_text(json.dumps({**facts, changed: "0" * 64}))
+        capsys.readouterr()
+        assert alone(*options) == 2
+        assert "other samples" in capsys.readouterr().err
     path.write_text(json.dumps(facts))
     assert alone(*options) == 0

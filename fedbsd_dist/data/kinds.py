@@ -79,10 +79,12 @@ def _hold(shards: Ints, num_clients: int, each: int, rng: np.random.Generator) -
     holds = np.zeros((num_clients, len(shards)), np.bool_)
     left = shards.copy()
     for client in range(num_clients):
-        must = np.flatnonzero(left == num_clients - client)
-        others = rng.permutation(np.repeat(np.arange(len(left)), np.where(left < num_clients - client, left, 0)))
-        _, first = np.unique(others, return_index=True)
-        chosen = np.concatenate([must, others[np.sort(first)]])[:each]
+        # the smallest of exponentials over weights are a draw without replacement in proportion to the weights
+        # (Efraimidis and Spirakis, 2006)
+        keys = rng.exponential(size=len(left))
+        keys = np.divide(keys, left, out=np.full(len(left), np.inf), where=left > 0)
+        keys[left == num_clients - client] = 0
+        chosen = np.argsort(keys, kind="stable")[:each]
         holds[client, chosen] = True
         left[chosen] -= 1
     assert not left.any()

@@ -147,12 +147,12 @@ def _share_out(
 
 def _fill(table: Ints, y: Ints, members: Ints, rng: np.random.Generator) -> list[Ints]:
     """Draw actual samples, without replacement, for a table [rows, num_classes] of counts."""
-    drawn: list[list[Ints]] = [[] for _ in table]
-    for c, counts in enumerate(table.T):
-        shuffled = rng.permutation(members[y[members] == c])
-        for row, indices in enumerate(np.split(shuffled, np.cumsum(counts)[:-1])):
-            drawn[row].append(indices)
-    return [np.sort(np.concatenate(indices)) for indices in drawn]
+    by_class = np.split(members[np.argsort(y[members], kind="stable")], np.cumsum(table.sum(axis=0))[:-1])
+    shuffled = np.concatenate([rng.permutation(of_class) for of_class in by_class])
+    rows = np.arange(len(table))
+    row_of = np.concatenate([np.repeat(rows, counts) for counts in table.T])
+    in_order = shuffled[np.lexsort((shuffled, row_of))]
+    return np.split(in_order, np.cumsum(table.sum(axis=1))[:-1])
 
 
 def _natural(samples: Samples, data: Data, seed: int) -> tuple[list[Ints], list[Ints]]:

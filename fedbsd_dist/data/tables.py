@@ -18,12 +18,14 @@ def deal(totals: Ints, weights: Ints) -> Ints:
     at equal sizes. A class in which every weight is 0 is divided by the clients' total weight.
     """
     table = np.zeros_like(weights)
+    sizes = np.zeros(len(weights), np.int64)
     for c, total in enumerate(totals):
         weight = weights[:, c] if weights[:, c].any() else weights.sum(axis=1)
         share, remainder = np.divmod(total * weight, weight.sum())
-        first = np.lexsort((table.sum(axis=1), -remainder))  # stable: the last tie goes to the lower index
+        first = np.lexsort((sizes, -remainder))  # stable: the last tie goes to the lower index
         share[first[: total - share.sum()]] += 1
         table[:, c] = share
+        sizes += share
     return table
 
 

@@ -110,12 +110,12 @@ def claim(path: Path, config: RunConfig) -> None:
         raise UserError(f"run.dir={str(path)!r}: cannot write there ({reason}). Choose another run.dir.") from None
 
 
-def check_partition(path: Path, sha256: str, resumed: int) -> None:
-    """Raises UserError where the run to go on from had its samples divided otherwise."""
+def check_partition(path: Path, identity: str, sha256: str, resumed: int) -> None:
+    """Raises UserError where the run to go on from had other samples (`identity`), or divided them otherwise."""
     if not resumed:
         return
-    then = manifest.read(path / PARTITION).sha256
-    if then != sha256:
+    then = manifest.read(path / PARTITION)
+    if (then.identity, then.sha256) != (identity, sha256):
         raise UserError(
             f"run.dir={path}: the run's clients had other samples than they would have now; the data or the package "
             f"has changed since. Bring back the data, or start again with another run.dir."
