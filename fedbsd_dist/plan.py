@@ -150,9 +150,12 @@ class Plan:
 
 def prepare_data(config: RunConfig, world: World) -> None:
     """Decode what must be decoded: the server first, then one rank of each host that does not see its files."""
-    for host, turn in (("server", world.is_server), ("host", world.local_rank == 0)):
-        with world.one_voice(f"data: {host}"):
-            if turn:
+    for whose, mine in (
+        ("the server's", world.is_server),
+        ("each host's", world.local_rank == 0 and not world.is_server),
+    ):
+        with world.one_voice(f"data, {whose}"):
+            if mine:
                 sources.prepare(config.data)
 
 
@@ -177,7 +180,7 @@ def make_plan(config: RunConfig, world: World) -> Plan:
         partition=partition,
         model=model,
         method=METHODS[config.method.name](config.method, config.train),
-        hosted=assign(partition.train_sizes, range(first, world.size)),
+        hosted=assign(partition.train_sizes, partition.num_new, range(first, world.size)),
     )
 
 
@@ -193,22 +196,25 @@ def divide(samples: Samples, config: RunConfig) -> tuple[RunConfig, Partition]:
     return config.model_copy(update={"data": data}), partition
 
 
-def assign(costs: Sequence[int], ranks: range) -> list[list[int]]:
+def assign(costs: Sequence[int], num_new: int, ranks: range) -> list[list[int]]:
     """Clients of every rank, balanced by cost: the costliest first, each to the rank of `ranks` with least so far.
 
-    Raises UserError when there are fewer clients than ranks to host them.
+    The last `num_new`, which cost nothing in a round, are balanced by themselves. Raises UserError when there are
+    fewer clients that train than ranks to host them.
     """
-    if len(costs) < len(ranks):
+    num_clients = len(costs) - num_new
+    if num_clients < len(ranks):
         raise UserError(
-            f"data.num_clients={len(costs)}: fewer clients than the {len(ranks)} ranks that host them. "
-            f"Use data.num_clients={len(ranks)} or more, or {ranks.start + len(costs)} ranks or fewer."
+            f"data.num_clients={num_clients}: fewer clients than the {len(ranks)} ranks that host them. "
+            f"Use data.num_clients={len(ranks)} or more, or {ranks.start + num_clients} ranks or fewer."
         )
     hosted: list[list[int]] = [[] for _ in range(ranks.stop)]
-    load = dict.fromkeys(ranks, 0)
-    for client in sorted(range(len(costs)), key=lambda client: (-costs[client], client)):
-        rank = min(ranks, key=lambda rank: (load[rank], rank))
-        hosted[rank].append(client)
-        load[rank] += costs[client]
+    for clients in (range(num_clients), range(num_clients, len(costs))):
+        load = dict.fromkeys(ranks, 0)
+        for client in sorted(clients, key=lambda client: (-costs[client], client)):
+            rank = min(ranks, key=lambda rank: (load[rank], rank))
+            hosted[rank].append(client)
+            load[rank] += costs[client]
     return [sorted(clients) for clients in hosted]
 
 

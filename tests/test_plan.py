@@ -80,7 +80,7 @@ def test_the_text_says_what_was_worked_out(capsys) -> None:
 @pytest.mark.parametrize("ranks", [range(0, 1), range(1, 2), range(0, 3), range(1, 8), range(1, 6)])
 def test_every_client_has_one_host_and_hosts_are_balanced(ranks: range) -> None:
     costs = [7, 300, 12, 12, 95, 41, 8, 64, 30, 5, 88, 17]
-    hosted = assign(costs, ranks)
+    hosted = assign(costs, 0, ranks)
     assert sorted(client for clients in hosted for client in clients) == list(range(len(costs)))
     assert all(clients == sorted(clients) for clients in hosted)
     assert [bool(clients) for clients in hosted] == [rank in ranks for rank in range(ranks.stop)]
@@ -92,6 +92,12 @@ def test_every_client_has_one_host_and_hosts_are_balanced(ranks: range) -> None:
 
 
 def test_fewer_clients_than_hosts_are_refused_with_both_ways_out() -> None:
-    assert assign([5, 5], range(1, 3)) == [[], [0], [1]]
+    assert assign([5, 5], 0, range(1, 3)) == [[], [0], [1]]
     with pytest.raises(UserError, match=r"data\.num_clients=2.*data\.num_clients=3 or more.* 3 ranks or fewer"):
-        assign([5, 5], range(1, 4))
+        assign([5, 5], 0, range(1, 4))
+
+
+def test_new_clients_are_balanced_by_themselves_and_fill_no_rank() -> None:
+    assert assign([9, 1, 1, 9, 9], 2, range(0, 2)) == [[0, 3], [1, 2, 4]]
+    with pytest.raises(UserError, match=r"data\.num_clients=2"):
+        assign([5, 5, 5], 1, range(1, 4))
