@@ -222,7 +222,7 @@ def test_assignment_hosts_every_client_once_and_is_within_4_3_of_the_best():
     for _ in range(40):
         size = int(rng.integers(1, 4))
         costs = rng.integers(1, int(rng.choice([4, 30, 1000])), int(rng.integers(size, 9))).tolist()
-        hosted = assign(costs, range(1, size + 1))
+        hosted = assign(costs, 0, range(1, size + 1))
         assert hosted[0] == []
         assert sorted(client for clients in hosted for client in clients) == list(range(len(costs)))
         assert all(clients == sorted(clients) for clients in hosted)
@@ -234,10 +234,10 @@ def test_assignment_hosts_every_client_once_and_is_within_4_3_of_the_best():
 
 
 def test_every_hosting_rank_has_a_client_or_the_run_is_refused():
-    assert assign([5, 5, 5], range(1, 4)) == [[], [0], [1], [2]]
-    assert assign([1, 9, 1], range(2)) == [[1], [0, 2]]
+    assert assign([5, 5, 5], 0, range(1, 4)) == [[], [0], [1], [2]]
+    assert assign([1, 9, 1], 0, range(2)) == [[1], [0, 2]]
     with pytest.raises(UserError, match=r"data\.num_clients=3.*data\.num_clients=4 or more, or 4 ranks or fewer"):
-        assign([5, 5, 5], range(1, 5))
+        assign([5, 5, 5], 0, range(1, 5))
 
 
 @pytest.mark.parametrize(
