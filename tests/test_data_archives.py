@@ -1,6 +1,7 @@
 """Archives in place of folders: read like them, and never written outside of the cache."""
 
 import io
+import shutil
 import stat
 import sys
 import tarfile
@@ -17,6 +18,7 @@ from PIL import Image
 import fedbsd_dist.data
 from fedbsd_dist.config import Data
 from fedbsd_dist.data import listing, sources
+from fedbsd_dist.data.cache import LOCKS
 from fedbsd_dist.data.samples import Samples
 from fedbsd_dist.errors import UserError
 
@@ -67,6 +69,11 @@ def read(root: Path, tmp_path: Path, source: str = "folder", **options: Any) -> 
     return sources.load(data)
 
 
+def made(tmp_path: Path) -> list[Path]:
+    """What is in the cache."""
+    return [entry for entry in (tmp_path / "cache").iterdir() if entry.name != LOCKS]
+
+
 @pytest.fixture(autouse=True)
 def _no_array_domains(monkeypatch: pytest.MonkeyPatch) -> None:
     stub = types.ModuleType("array_domains")
@@ -106,7 +113,7 @@ def test_nothing_but_the_cache_stays_and_warm_it_is_not_unpacked_again(
 ) -> None:
     packed = pack(tmp_path / "photos.tar", FILES)
     read(packed, tmp_path)
-    (folder,) = (tmp_path / "cache").iterdir()
+    (folder,) = made(tmp_path)
     assert sorted(entry.suffix for entry in folder.iterdir()) == [".json"] + [".npy"] * 6
 
     def refuse(*args: Any, **options: Any) -> None:
@@ -124,7 +131,7 @@ def test_messages_speak_of_the_archive_and_not_of_where_it_was_unpacked(tmp_path
     with pytest.raises(UserError, match=r"^\S+/photos\.tar/train/dog/2\.png: cannot be read") as caught:
         read(packed, tmp_path)
     assert "unpacked" not in str(caught.value)
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert made(tmp_path) == []
 
 
 ESCAPING = ["../evil.png", "TMP/evil.png", "cat/../../evil.png", "..\\evil.png", "cat\\..\\..\\evil.png"]
@@ -175,6 +182,7 @@ def _assert_refused(packed: Path, tmp_path: Path, name: str, says: str = "outsid
         read(packed, tmp_path)
     assert str(packed) in str(caught.value)
     assert repr(name) in str(caught.value)
+    shutil.rmtree(tmp_path / "cache" / LOCKS)
     assert [path for path in tmp_path.rglob("*") if path.name != "cache"] == [packed.parent, packed]
 
 
@@ -257,8 +265,44 @@ def test_zip_with_a_password_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".zip"])
-def test_empty_archive_and_clashing_members_are_refused(tmp_path: Path, suffix: str) -> None:
+def test_empty_archive_is_refused(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(UserError, match=rf"a{suffix}: holds no folder of a class"):
         read(pack(tmp_path / f"a{suffix}", {}), tmp_path)
-    with pytest.raises(UserError, match=rf"b{suffix}: cannot be unpacked"):
-        read(pack(tmp_path / f"b{suffix}", {"cat": b"", "cat/1.png": png()}), tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".zip"])
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["cat", "cat/1.png"], "another member is a folder where this one needs a file"),
+        (["cat", "cat/deep/1.png"], "another member is a folder where this one needs a file"),
+        (["cat/1.png", "cat"], "another member is a folder where this one needs a file"),
+        ([f"cat/{'x' * 300}.png"], "its name is too long"),
+        ([f"{'x' * 300}/1.png"], "its name is too long"),
+    ],
+)
+def test_member_with_a_name_that_cannot_be_had_is_refused(
+    tmp_path: Path, suffix: str, names: list[str], says: str
+) -> None:
+    packed = pack(tmp_path / f"a{suffix}", dict.fromkeys(names, png()))
+    with pytest.raises(UserError, match=says) as caught:
+        read(packed, tmp_path)
+    assert str(caught.value).startswith(f"{packed}: its member {names[-1]!r} cannot be unpacked")
+    assert "data.cache" not in str(caught.value)
+
+
+def test_no_room_to_unpack_is_not_blamed_on_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(UserError, match=r"No space left on device.*Set data\.cache to a folder with room"):
+        read(pack(tmp_path / "a.tar", FILES), tmp_path)
+
+
+@pytest.mark.parametrize(("source", "tops"), [("folder", [""]), ("domains", ["art/", "photo/"])])
+def test_cache_made_with_test_samples_drawn_is_not_served_without(tmp_path: Path, source: str, tops: list[str]) -> None:
+    packed = pack(tmp_path / "a.tar", {f"{top}train/{name}/1.png": png() for top in tops for name in ("cat", "dog")})
+    assert not read(packed, tmp_path, source, test_fraction=0.5).is_test.any()
+    with pytest.raises(UserError, match="none named test/"):
+        read(packed, tmp_path, source)

@@ -41,7 +41,7 @@ def read(tmp_path: Path, **options: Any) -> Samples:
 
 
 FIRST: Records = {"w2": drawn(1, 0, 61, 10), "w10": drawn(2, 36)}
-SECOND: Records = {"w1": drawn(3, 35), "w2": drawn(4, 45, 0)}
+SECOND: Records = {"w1": drawn(3, 35), "w3": drawn(4, 45, 0)}
 
 
 @pytest.mark.parametrize("folder", [".", "all_data", "data/all_data"])
@@ -49,8 +49,8 @@ def test_writers_of_all_files_are_clients(folder: str, tmp_path: Path) -> None:
     write(tmp_path / "root" / folder / "all_data_0_niid.json", FIRST)
     write(tmp_path / "root" / folder / "all_data_1_niid.json", SECOND)
     samples = read(tmp_path)
-    assert samples.clients == ("w1", "w10", "w2")
-    assert samples.client.tolist() == [2, 2, 2, 1, 0, 2, 2]  # w2 is in both files
+    assert samples.clients == ("w1", "w10", "w2", "w3")
+    assert samples.client.tolist() == [2, 2, 2, 1, 0, 3, 3]
     assert samples.y.tolist() == [0, 61, 10, 36, 35, 45, 0]
     x = np.concatenate([x for records in (FIRST, SECOND) for x, _ in records.values()])
     np.testing.assert_array_equal(samples.x, x.reshape(-1, 28, 28, 1))
@@ -67,11 +67,25 @@ def test_class_names_are_in_leafs_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("base", [".", "data"])
 def test_leafs_own_split_is_kept(base: str, tmp_path: Path) -> None:
     write(tmp_path / "root" / base / "train" / "a_train_9.json", FIRST)
-    write(tmp_path / "root" / base / "test" / "a_test_9.json", SECOND)
+    write(tmp_path / "root" / base / "test" / "a_test_9.json", {"w1": drawn(3, 35), "w2": drawn(4, 45, 0)})
     write(tmp_path / "root" / base / "all_data" / "all_data_0.json", {"other": drawn(5, 1)})
     samples = read(tmp_path)
     assert samples.is_test.tolist() == [False] * 4 + [True] * 3
     assert samples.clients == ("w1", "w10", "w2")
+    assert samples.client.tolist() == [2, 2, 2, 1, 0, 2, 2]  # w2 is in both splits
+
+
+@pytest.mark.parametrize("split", ["all_data", "train", "test"])
+def test_writer_in_two_files_of_a_split_is_refused(split: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for needed in {"train", "test"} - {split} if split != "all_data" else ():
+        write(root / needed / "0.json", {"w2": drawn(5, 1)})
+    paths = [root / split / f"all_data_{number}_niid.json" for number in (0, 1)]
+    write(paths[0], FIRST)
+    write(paths[1], {"w1": drawn(3, 35), "w10": drawn(6, 36)})
+    with pytest.raises(UserError, match="Empty the folder and preprocess again") as caught:
+        read(tmp_path)
+    assert f"{paths[1]}: writer w10 is also in {paths[0]}" in str(caught.value)
 
 
 def test_pixels_are_rounded_to_the_nearest(tmp_path: Path) -> None:
@@ -86,7 +100,7 @@ def test_fedreps_subset_leaves_out_other_samples_and_writers_without_any(tmp_pat
     samples = read(tmp_path, classes=list("abcdefghij"), image_size=14, channels=3)
     assert samples.x.shape == (2, 14, 14, 3)
     assert samples.classes == tuple("abcdefghij")
-    assert (samples.y.tolist(), samples.client.tolist(), samples.clients) == ([0, 9], [0, 1], ("w10", "w2"))
+    assert (samples.y.tolist(), samples.client.tolist(), samples.clients) == ([0, 9], [0, 1], ("w10", "w3"))
 
 
 def test_no_samples_of_the_wanted_classes(tmp_path: Path) -> None:

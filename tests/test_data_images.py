@@ -239,7 +239,7 @@ def test_warm_cache_is_not_decoded_again(root: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(listing, "decode", refuse_to_decode)
     warm = read(root)
     assert isinstance(warm.x, np.memmap)
-    assert [entry.name for entry in (root.parent / "cache").iterdir() if entry.name.startswith(".")] == []
+    assert [entry.name for entry in (root.parent / "cache").glob(".*")] == [cache.LOCKS]
     np.testing.assert_array_equal(warm.x, cold.x)
     np.testing.assert_array_equal(warm.sums[:, 0], warm.x.sum(axis=(1, 2)))
     assert (warm.identity, warm.classes, warm.name) == (cold.identity, cold.classes, cold.name)
@@ -364,6 +364,18 @@ def test_identity_is_also_of_names_that_are_in_no_path(listed: Path) -> None:
         ({"real_test.txt": "real/emu/5.png 7"}, r"real_test\.txt, line 1: class emu has number 7, but .*cat"),
         ({"real_test.txt": "real/cat/5.png 11"}, r"real_test\.txt, line 1: class cat has number 11, but .*line 1"),
         ({"art_train.txt": "clipart/cat/1.png 7"}, r"art_test\.txt: cannot be read"),
+        (
+            {"clipart_test.txt": "clipart/cat/3.png 7\nclipart/./cat/1.png 7"},
+            r"clipart_test\.txt, line 2: clipart/cat/1\.png is listed already in \S+clipart_train\.txt, line 1",
+        ),
+        (
+            {"real_test.txt": "real/emu/5.png 11\n\nreal/emu/5.png 11"},
+            r"real_test\.txt, line 3: real/emu/5\.png is listed already in \S+real_test\.txt, line 1",
+        ),
+        (
+            {"real_test.txt": "clipart/cat/1.png 7"},
+            r"real_test\.txt, line 1: clipart/cat/1\.png is listed already in \S+clipart_train\.txt, line 1",
+        ),
         (dict.fromkeys(LISTS, ""), "no images"),
     ],
 )

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -216,6 +217,7 @@ def test_published_files_come_out_upright_with_their_labels(
     assert samples.is_test.tolist() == [False] * (len(y) - num_test) + [True] * num_test
     assert tree(tmp_path / "root") == before
     assert no_network == []
+    shutil.rmtree(tmp_path / "cache" / cache.LOCKS)
     assert len(tree(tmp_path / "cache")) == 1 + len(cache.COLUMNS) + 1  # folder, columns, what is known of them
 
 
@@ -311,6 +313,7 @@ def test_damaged_file_without_an_md5_is_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match="torchvision cannot read it") as caught:
         sources.prepare(options(tmp_path, "mnist"))
     assert str(tmp_path / "root/MNIST/raw") in str(caught.value)
+    shutil.rmtree(tmp_path / "cache" / cache.LOCKS)
     assert tree(tmp_path / "cache") == []
 
 

@@ -1,17 +1,21 @@
 """Decoded samples in a folder, made once and whole, then mapped into memory by every rank of a host.
 
     CACHE/folder-0123456789abcdef/{x,y,domain,client,is_test,sums}.npy, meta.json
+    CACHE/.folder-0123456789abcdef.RANDOM.making/    while it is made
+    CACHE/.locks/folder-0123456789abcdef.lock        held by the one that makes it; empty, and never deleted
 
 The name depends on the options alone, so that a rank finds it without looking at the source. Whether
 it still is what the source holds, and undamaged, one rank of a host checks before the others map it.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ from fedbsd_dist.errors import UserError
 
 COLUMNS = ("x", "y", "domain", "client", "is_test", "sums")
 META = "meta.json"
+LOCKS = ".locks"
 FORMAT = 1
 
 
@@ -31,7 +36,7 @@ class Origin:
     """What samples are made of, found but not yet read."""
 
     files: Sequence[str | Path]
-    """All files that matter: a change of any one's path, size or time makes the cache anew."""
+    """All files that matter: a change of any one's path, size, times or inode makes the cache anew."""
     read: Callable[[Path], Samples]
     """Makes the samples. It may map large arrays to files in the folder it is given: `x` to x.npy there, with
     `np.lib.format.open_memmap`, and whatever else, which is deleted afterwards."""
@@ -50,29 +55,52 @@ def ensure(path: Path, origin: Origin) -> None:
     Raises UserError where it cannot be written, and whatever `origin.read` raises; nothing half-made stays.
     """
     fingerprint = _fingerprint(origin.files)
-    if _is_sound(path, fingerprint):
+    if _is_sound(path, fingerprint):  # before anything is written, for a cache may be there to be read alone
         return
-    making = _aside(path, "making")
+    with _telling_of(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path) as alone:
+        if _is_sound(path, fingerprint):
+            return
+        if alone:  # or what another one is making would be taken for what one that was killed left
+            _remove_leftovers(path)
+        _make(path, origin, fingerprint)
+
+
+def _make(path: Path, origin: Origin, fingerprint: str) -> None:
+    """In a folder that no other process has, on whatever host; the cache appears whole, by a change of its name."""
+    with _telling_of(path):
+        making = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".making", dir=path.parent))
     try:
+        new = making / "new"
         with _telling_of(path):
-            making.mkdir(parents=True)
-        samples = origin.read(making)
+            new.mkdir()  # `mkdtemp`'s own is for the eyes of this user alone
+        samples = origin.read(new)
         with _telling_of(path):
-            _write(making, samples, fingerprint)
-            if path.exists():
-                os.rename(path, _aside(path, "stale"))
-            os.rename(making, path)
+            _write(new, samples, fingerprint)
+            _put(new, path, making / "old", fingerprint)
     finally:
-        for folder in (making, _aside(path, "stale")):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _put(new: Path, path: Path, old: Path, fingerprint: str) -> None:
+    """Where it belongs, and what was there aside; unless, without a lock, another process was faster."""
+    try:
+        os.rename(new, path)
+    except OSError:
+        if _is_sound(path, fingerprint):
+            return
+        with suppress(FileNotFoundError):
+            os.rename(path, old)
+        os.rename(new, path)
 
 
 def load(path: Path) -> Samples:
     """What `ensure` made, `x` mapped into memory. Raises UserError where this host does not see it."""
     try:
-        meta = json.loads((path / META).read_text())
+        meta = _read_meta(path)
         columns = {name: _array(path, name) for name in COLUMNS}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, RecursionError) as error:
         raise UserError(f"data.cache: {path} cannot be read on every host ({error}).") from None
     return Samples(**columns, **{name: _tuple(value) for name, value in meta["samples"].items()})
 
@@ -85,8 +113,43 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _aside(path: Path, purpose: str) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.{purpose}")
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Wait until no other process makes this cache. Yields whether that is so: not all file systems have locks."""
+    lock = _open_lock(path.parent / LOCKS / f"{path.name}.lock")
+    try:
+        yield lock is not None and _wait_for(lock, path)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _open_lock(file: Path) -> int | None:
+    """None where it cannot be written, such as beside another user's; whether the cache can is another question."""
+    try:
+        file.parent.mkdir(exist_ok=True)
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+        return None
+
+
+def _wait_for(lock: int, path: Path) -> bool:
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that makes {path}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_leftovers(path: Path) -> None:
+    """What processes that were killed left."""
+    for entry in path.parent.iterdir():
+        if entry.name.startswith(f".{path.name}.") and entry.suffix in (".making", ".stale"):
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 @contextmanager
@@ -100,11 +163,16 @@ def _telling_of(path: Path) -> Iterator[None]:
 
 
 def _fingerprint(files: Sequence[str | Path]) -> str:
-    """Of the paths, sizes and times of files."""
+    """Of files' paths, sizes and what else changes with their content.
+
+    The time of the last write alone does not: one file may take another's place with its size and time, by a
+    switched link or `rsync -a`.
+    """
     digest = hashlib.sha256()
     for path in sorted(map(str, files)):
         facts = os.stat(path)
-        digest.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode(errors="surrogateescape"))
+        values = (path, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
+        digest.update("".join(f"{value}\0" for value in values).encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -120,7 +188,7 @@ def _write(folder: Path, samples: Samples, fingerprint: str) -> None:
     digests = {name: _sha256(folder / f"{name}.npy") for name in COLUMNS}
     facts = {field: getattr(samples, field) for field in ("name", "classes", "domains", "clients", "identity")}
     meta = {"fingerprint": fingerprint, "sha256": digests, "samples": facts}
-    (folder / META).write_text(json.dumps(meta, indent=1))
+    (folder / META).write_text(json.dumps({**meta, "seal": _seal(meta)}, indent=1))
     for entry in folder.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -131,12 +199,24 @@ def _write(folder: Path, samples: Samples, fingerprint: str) -> None:
 def _is_sound(path: Path, fingerprint: str) -> bool:
     """There, of the same files, and bit for bit what was written."""
     try:
-        meta = json.loads((path / META).read_text())
+        meta = _read_meta(path)
         return bool(meta["fingerprint"] == fingerprint) and all(
             _sha256(path / f"{name}.npy") == digest for name, digest in meta["sha256"].items()
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, RecursionError):
         return False
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    """What `_write` knew. Raises OSError, ValueError or RecursionError for anything else."""
+    meta = json.loads((path / META).read_text())
+    if not isinstance(meta, dict) or meta.pop("seal", None) != _seal(meta):
+        raise ValueError(f"{META} is not what was written")
+    return meta
+
+
+def _seal(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -34,7 +34,8 @@ def read(root: Path, data: Data) -> Listing:
     """The images listed, of the classes wanted, in the classes' numbers' order if all are.
 
     Raises UserError, naming the list and the line, for a line that is no path and number, for a path that
-    leads outside of `root` or nowhere, and for numbers and names of classes that do not agree.
+    leads outside of `root` or nowhere, for an image that is listed twice, and for numbers and names of classes that do
+    not agree.
     """
     domains = _domains(root)
     lists = {
@@ -44,6 +45,7 @@ def read(root: Path, data: Data) -> Listing:
     }
     lines = [line for file, kind in lists.items() for line in _lines(file, *kind)]
     names = _agreed_names(lines)
+    _refuse_twice(lines)
     classes, label = choose_classes(names, data.classes, str(root))
     label_of = dict(zip(names, label.tolist(), strict=True))
     entries = [
@@ -94,6 +96,17 @@ def _agreed_names(lines: list[Line]) -> list[str]:
                     f"the number {first.number}. Names of folders and numbers must agree in all lists."
                 )
     return [by_number[number].name for number in sorted(by_number)]
+
+
+def _refuse_twice(lines: list[Line]) -> None:
+    """The same image in training and test would make the accuracy too good."""
+    first: dict[str, Line] = {}
+    for line in lines:
+        other = first.setdefault(line.path, line)
+        if other is not line:
+            raise UserError(
+                f"{line.where}: {line.path} is listed already in {other.where}. Remove one of the two lines."
+            )
 
 
 def _size(root: Path, line: Line) -> int:

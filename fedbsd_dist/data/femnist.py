@@ -64,7 +64,7 @@ class _Part(NamedTuple):
 
 
 def _read(files: dict[Path, bool], data: Data) -> Samples:
-    parts = [part for file, is_test in files.items() for part in _writers(file, is_test, data) if len(part.y)]
+    parts = [part for part in _all_writers(files, data) if len(part.y)]
     if not parts:
         raise UserError(
             f"{next(iter(files)).parent}: its files hold no samples of data.classes={data.classes or 'all'}."
@@ -81,6 +81,21 @@ def _read(files: dict[Path, bool], data: Data) -> Samples:
         clients=writers,
         is_test=np.repeat([part.is_test for part in parts], sizes),
     )
+
+
+def _all_writers(files: dict[Path, bool], data: Data) -> Iterator[_Part]:
+    """Of all files. Raises UserError for a writer in two of one split."""
+    first: dict[tuple[str, bool], Path] = {}
+    for file, is_test in files.items():
+        for part in _writers(file, is_test, data):
+            other = first.setdefault((part.writer, is_test), file)
+            if other != file:
+                raise UserError(
+                    f"{file}: writer {part.writer} is also in {other}, as if LEAF had preprocessed twice into one "
+                    f"folder: images would be doubled, and the same ones in training and test. "
+                    f"Empty the folder and preprocess again."
+                )
+            yield part
 
 
 def _writers(file: Path, is_test: bool, data: Data) -> Iterator[_Part]:

@@ -22,6 +22,10 @@ ORIGINS: Mapping[str, Callable[[Data], cache.Origin]] = {
 DIRECT: Mapping[str, Callable[[Data], Samples]] = {"digits": load_digits, "python": python_samples}
 """Sources that every rank reads for itself."""
 
+SPLIT_WANTED = ("domains", "folder")
+"""Sources that refuse data without test samples unless `data.test_fraction` has some drawn: made with it, a cache
+must not be there without it, for an archive is looked into only while its cache is made."""
+
 
 def prepare(data: Data) -> None:
     """Make or check the cache of a source that has one. One rank of a host does it; then all may `load`."""
@@ -38,4 +42,7 @@ def load(data: Data) -> Samples:
 
 
 def _place(data: Data) -> Path:
-    return cache.place(data.cache, data.source, [str(root_of(data)), data.classes, data.image_size, data.channels])
+    options = [str(root_of(data)), data.classes, data.image_size, data.channels]
+    if data.source in SPLIT_WANTED:
+        options.append(data.test_fraction > 0)
+    return cache.place(data.cache, data.source, options)

@@ -1,5 +1,6 @@
 """Archives from anywhere unpacked, never outside of their folder."""
 
+import errno
 import lzma
 import re
 import shutil
@@ -8,8 +9,8 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
@@ -23,6 +24,13 @@ DAMAGED = (
     *(EOFError, ValueError, NotImplementedError),
 )
 """What readers of archives raise for damaged ones, apart from an OSError without a number."""
+
+CLASH = "another member is a folder where this one needs a file, or the other way round"
+FAULTS = {
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), CLASH),
+    errno.ENAMETOOLONG: "its name is too long",
+}
+"""What is wrong with a member that cannot be written, by the number of the OSError."""
 
 
 class Member(NamedTuple):
@@ -38,7 +46,8 @@ def unpack(archive: Path, into: Path) -> Path:
     """Write all files of `archive` to the new folder `into`, which is returned.
 
     Raises UserError for an archive that is damaged, cut short or locked by a password, for a member that is
-    neither a file nor a folder or would land outside of `into`, and where it cannot be written.
+    neither a file nor a folder, would land outside of `into` or has a name that cannot be had, and where it cannot be
+    written.
     """
     print(f"unpacking {archive} into {into}")
     members = _zip_members if archive.name.lower().endswith(".zip") else _tar_members
@@ -46,7 +55,9 @@ def unpack(archive: Path, into: Path) -> Path:
         into.mkdir(parents=True)
         with closing(members(archive)) as found:
             for member in found:
-                _write(member, into / _refuse_unsafe(archive, member))
+                path = into / _refuse_unsafe(archive, member)
+                with _telling_of(archive, member):
+                    _write(member, path)
     except OSError as error:
         if error.errno is None:  # the readers' own, about what they read
             raise _damaged(archive, error) from None
@@ -57,6 +68,20 @@ def unpack(archive: Path, into: Path) -> Path:
     except DAMAGED as error:
         raise _damaged(archive, error) from None
     return into
+
+
+@contextmanager
+def _telling_of(archive: Path, member: Member) -> Iterator[None]:
+    """Blame the archive for what no other folder would mend."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FAULTS:
+            raise
+        raise UserError(
+            f"{archive}: its member {member.name!r} cannot be unpacked, for {FAULTS[error.errno]}. "
+            f"Make an archive without that."
+        ) from None
 
 
 def _write(member: Member, path: Path) -> None:
