@@ -1,6 +1,8 @@
-"""Do the installed packages fit together? Told in one line, before an import fails in ten."""
+"""What the program finds around it: do the installed packages fit together, and can its output say every name?"""
 
+import sys
 from importlib import metadata
+from io import TextIOWrapper
 
 from packaging.requirements import Requirement
 
@@ -10,6 +12,7 @@ from fedbsd_dist.errors import UserError
 def check() -> None:
     """Raises UserError for a torch and a torchvision that were not built for each other.
 
+    Told in one line, before an import fails in ten.
     Reads the packages' metadata alone: importing torchvision costs seconds, and would fail.
     """
     try:
@@ -29,6 +32,12 @@ def check() -> None:
         f"torch {torch} and torchvision {torchvision} do not fit together: {reason}. "
         "Install both in one command: pip install --upgrade --force-reinstall torch torchvision"
     )
+
+
+def print_any_name() -> None:
+    """Have stdout escape what its encoding has not, as stderr always does: terminals may be ASCII, paths any bytes."""
+    if isinstance(sys.stdout, TextIOWrapper):  # not so where somebody has replaced it
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _cpu_only(version: str) -> bool:

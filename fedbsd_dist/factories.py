@@ -13,7 +13,7 @@ def resolve(path: str, option: str) -> Callable[..., Any]:
         function = pkgutil.resolve_name(path)
     except UserError:
         raise
-    except Exception as error:  # the module is the user's code: importing it may raise anything
+    except (Exception, SystemExit) as error:  # the module is the user's code: importing it may raise anything
         raise UserError(
             f"{option}={path}: cannot import it ({type(error).__name__}: {error}). Write package.module:function."
         ) from None

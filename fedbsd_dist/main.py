@@ -75,6 +75,7 @@ def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, res
 
 def main() -> None:
     """Exit code 0, or 2 for what the user can mend."""
+    environment.print_any_name()
     arguments = sys.argv[1:]
     world = meet()
     if "--help" in arguments or "-h" in arguments:

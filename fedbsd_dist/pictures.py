@@ -46,7 +46,7 @@ def clients_png(partition: Partition, samples: Samples, title: str) -> bytes:
             norm=LogNorm(1, max(2, int(table.max()))),
             interpolation="nearest",  # every colour is a client's own number, never a mean of neighbours
         )
-        axes.set_title(title, fontsize=10, wrap=True)
+        axes.set_title(_drawable(title), fontsize=10, wrap=True)
         _label_axes(axes, partition, samples)
         figure.colorbar(
             image, label="training samples (blank: none)", ticks=LogLocator(subs=(1, 2, 5)), format="{x:.0f}"
@@ -56,7 +56,7 @@ def clients_png(partition: Partition, samples: Samples, title: str) -> bytes:
 
 
 def _label_axes(axes: Any, partition: Partition, samples: Samples) -> None:
-    names = [_shortened(name) for name in samples.classes]
+    names = [_shortened(_drawable(name)) for name in samples.classes]
     axes.set_xlabel("class")
     if len(names) <= NAMED:
         upright = len(names) <= 15 and max(map(len, names)) <= 4
@@ -123,6 +123,11 @@ def _fitted(image: Images) -> Images:
         picture.thumbnail((SIDE, SIDE))
         return np.asarray(picture)
     return image.repeat(SIDE // longest, axis=0).repeat(SIDE // longest, axis=1)
+
+
+def _drawable(text: str) -> str:
+    """The name of a file that is not UTF-8 has surrogates, which matplotlib does not take."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _shortened(name: str) -> str:

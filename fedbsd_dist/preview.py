@@ -34,6 +34,7 @@ python -m fedbsd_dist.data {FLAG}=look run.yaml data.alpha=0.5 seed=1           
 
 def main() -> None:
     """Exit code 0, or 2 for what the user can mend."""
+    environment.print_any_name()
     arguments = sys.argv[1:]
     if not arguments or {"--help", "-h"} & set(arguments):
         print(USAGE)

@@ -304,6 +304,7 @@ number = 7
 def good(): return {"x": x, "y": y}
 def pair(): return x, y
 def raises(): raise KeyError("which")
+def leaves(): raise SystemExit("no licence")
 def explains(): raise UserError("my disk is not mounted")
 def mapped():
     np.save("big.npy", x)
@@ -315,6 +316,7 @@ def mapped():
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Data]:
     (tmp_path / "my_arrays.py").write_text(MODULE)
     (tmp_path / "my_broken.py").write_text("1 / 0")
+    (tmp_path / "my_script.py").write_text("import sys; sys.exit(3)")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     return lambda factory: Data(source="python", factory=factory)
@@ -339,10 +341,12 @@ def test_mapped_images_stay_mapped(mine: Callable[[str], Data]) -> None:
         ("", "needs data.factory=package.module:function"),
         ("no_such_module:good", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("my_broken:good", "cannot import it .ZeroDivisionError"),
+        ("my_script:main", "cannot import it .SystemExit: 3"),
         ("my_arrays:absent", "AttributeError.*absent"),
         ("my arrays", "cannot import it"),
         ("my_arrays:number", "not a function but a int"),
         ("my_arrays:raises", "raised KeyError: 'which'"),
+        ("my_arrays:leaves", "raised SystemExit: no licence"),
         ("my_arrays:explains", "^my disk is not mounted$"),
         ("my_arrays:pair", "must return a mapping of arrays .*not tuple"),
     ],

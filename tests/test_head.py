@@ -66,6 +66,13 @@ class Residual(nn.Sequential):
         return super().forward(images) + 1
 
 
+class Own(nn.Sequential):
+    """An nn.Sequential with an __init__ of its own, as users write it."""
+
+    def __init__(self, num_inputs: int, num_classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(num_inputs, 8), nn.ReLU(), nn.Linear(8, num_classes))
+
+
 class Flat(nn.Linear):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images.flatten(1))
@@ -108,6 +115,10 @@ def residual(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     return Residual(nn.Flatten(), nn.Linear(16, num_classes))
 
 
+def own(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    return Own(16, num_classes)
+
+
 def bare(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(16, num_classes), nn.Dropout())
 
@@ -128,6 +139,8 @@ def split(factory: str, **options: object) -> SplitModel:
         ("with_aside", {"head_from": "top.out"}, ["head.weight", "head.bias"]),
         ("whole", {"head_from": "tail"}, ["head.fc.weight", "head.fc.bias"]),
         ("positions", {}, ["head.weight", "head.bias"]),
+        ("own", {}, ["head.3.weight", "head.3.bias"]),
+        ("own", {"head_from": "1"}, ["head.1.weight", "head.1.bias", "head.3.weight", "head.3.bias"]),
         ("bare", {"head_from": "1"}, ["head.1.weight", "head.1.bias"]),
         ("bare", {"head_layers": 2}, ["head.1.weight", "head.1.bias"]),
     ],

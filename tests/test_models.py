@@ -1,7 +1,9 @@
 """Networks have their published sizes, groups hold the whole state once, and flat storage changes no output."""
 
 import copy
+import sys
 from collections import OrderedDict
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -58,6 +60,89 @@ class Pair(nn.Module):
 
 def two_outputs(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(256, num_classes), Pair())
+
+
+class Fork(nn.Module):
+    """In training, what `make` makes of the logits."""
+
+    def __init__(self, make: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, logits: Tensor) -> object:
+        return self.make(logits) if self.training else logits
+
+
+def in_training(make: Callable[[Tensor], object], num_classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, num_classes), Fork(make))
+
+
+def auxiliary_logits(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    return in_training(lambda logits: (logits, logits), num_classes)
+
+
+def fewer_in_training(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    return in_training(lambda logits: logits[:, 1:], num_classes)
+
+
+def fails_in_training(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    return in_training(lambda logits: logits.nothing, num_classes)
+
+
+def leaves(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    sys.exit("no licence")
+
+
+def with_state(layer: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(flat=nn.Flatten(), body=nn.Linear(256, 4), mine=layer, top=nn.Linear(4, 10)))
+
+
+def cumulative(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    return with_state(nn.BatchNorm1d(4, momentum=None))
+
+
+class Masked(nn.Module):
+    """A triangle of -inf, held in the way that `how` says."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        mask = torch.ones(4, 4).triu(1).bool()
+        if how != "in forward":
+            self.register_buffer("mask", mask if how == "bool" else torch.zeros(4, 4).masked_fill(mask, -torch.inf))
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.how == "float":
+            scores = features[:, None] + self.mask
+        else:
+            mask = torch.ones(4, 4, device=features.device).triu(1).bool() if self.how == "in forward" else self.mask
+            scores = features[:, None].expand(-1, 4, -1).masked_fill(mask, -torch.inf)
+        return scores.softmax(-1).sum(1)
+
+
+def float_mask(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    return with_state(Masked("float"))
+
+
+def bool_mask(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    return with_state(Masked("bool"))
+
+
+def mask_in_forward(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    return with_state(Masked("in forward"))
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((4,), torch.nan))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.scale.nan_to_num()
+
+
+def not_a_number(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    return with_state(Scale())
 
 
 def two_many_logits(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
@@ -272,6 +357,10 @@ def test_digest_names_values_and_layout():
         (ours("no_module"), SHAPE, "must return an nn.Module, such as an nn.Sequential of layers, not int"),
         (ours("two_outputs"), SHAPE, "returns tuple for images, not a tensor of logits"),
         (ours("two_many_logits"), SHAPE, "returns (12,) for an image, not logits (10,)"),
+        (ours("auxiliary_logits"), SHAPE, "auxiliary_logits, in training mode, returns tuple for images, not a tensor"),
+        (ours("fewer_in_training"), SHAPE, "fewer_in_training, in training mode, returns (9,) for an image"),
+        (ours("fails_in_training"), SHAPE, "in training mode, does not take images of 1x16x16 (c x h x w): Attribute"),
+        (ours("leaves"), SHAPE, "leaves does not take images of 1x16x16 (c x h x w): SystemExit: no licence"),
         (ours("logits_of_pixels"), SHAPE, "returns (10, 16, 16) for an image"),
         (ours("with_norm"), (1, 1, 1), "does not take images of 1x1x1"),
     ],
@@ -334,12 +423,35 @@ def test_a_network_learns_with_every_parameter(name):
 
 @pytest.mark.parametrize(
     ("factory", "message"),
-    [("tied", "two layers share a parameter"), ("doubles", "is torch.float64; every parameter must be torch.float32")],
+    [
+        ("tied", "two layers share a parameter"),
+        ("doubles", "is torch.float64; every parameter must be torch.float32"),
+        ("cumulative", r"model: backbone\.mine is batch norm with momentum=None.*Give it a momentum, such as 0\.1"),
+        ("float_mask", r"model: backbone\.mine\.mask is not finite at the start.*torch\.bool"),
+        ("not_a_number", r"model: backbone\.mine\.scale is not finite at the start"),
+    ],
 )
 def test_state_that_has_no_place_in_a_group_is_refused(factory, message):
     model = build_model(ours(factory), SHAPE, 10, 0)
     with pytest.raises(UserError, match=message):
         FlatModel(model, CPU)
+
+
+@pytest.mark.parametrize("factory", ["bool_mask", "mask_in_forward"])
+def test_a_mask_made_as_the_message_says_is_no_state(factory):
+    model = FlatModel(build_model(ours(factory), SHAPE, 10, 0), CPU)
+    assert model.buffers.keys() == {"backbone", "head"}
+    assert model.module(torch.randn(3, *SHAPE)).isfinite().all()
+
+
+def test_trying_a_model_in_training_leaves_no_trace():
+    split = build_model(ours("with_norm"), SHAPE, 10, 0)
+    before = torch.get_rng_state()
+    again = build_model(ours("with_norm"), SHAPE, 10, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    norm = split.backbone.norm
+    assert (norm.num_batches_tracked.item(), norm.running_mean.any().item()) == (0, False)
+    assert all(torch.equal(value, split.state_dict()[name]) for name, value in again.state_dict().items())
 
 
 def test_a_split_through_the_sequence_keeps_layer_names():

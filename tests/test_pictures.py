@@ -61,6 +61,15 @@ def test_names_that_mean_something_to_matplotlib_or_that_its_font_has_not(drawn,
     assert drawn[0].axes[0].get_xticklabels()[0].get_text() == "$\\frac{$"
 
 
+def test_names_that_are_not_utf8_are_escaped(drawn) -> None:
+    samples, partition = dealt([("ab", "a")])
+    named = make_samples(name="x", x=samples.x, y=samples.y, classes=["caf\udce9", "größe"])
+    assert pictures.clients_png(partition, named, "of caf\udce9")
+    axes = drawn[0].axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["caf\\udce9", "größe"]
+    assert axes.get_title() == "of caf\\udce9"
+
+
 @pytest.mark.parametrize(("side", "channels", "factor"), [(16, 1, 6), (32, 3, 3), (60, 3, 1)])
 def test_the_contact_sheet_has_the_very_pixels_of_each_clients_samples(side: int, channels: int, factor: int) -> None:
     labels = [("abc" * 10, "a"), ("ab", "a"), *[("c" * 13, "b")] * 8]

@@ -145,6 +145,22 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(folder: str, mo
     assert capsys.readouterr().err.startswith(f"fedbsd_dist: --preview={folder}: cannot write files there")
 
 
+def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONIOENCODING": "ascii"}
+    run = ("train.rounds=1", "evaluate.head_epochs=0", "model.name=mlp", "checkpoint.every=0", "data.num_clients=2")
+    commands = [
+        (["fedbsd_dist.data", "--preview=größe", "data.num_clients=4"], 0, r"written: gr\xf6\xdfe/partition.json"),
+        (["fedbsd_dist.main", *run, "run.dir=größe/run"], 0, r"gr\xf6\xdfe/run"),
+        (["fedbsd_dist.main", "data.root=caf\udce9"], 2, r"fedbsd_dist: data.root=caf\udce9"),
+    ]
+    for command, code, says in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == code, done.stderr
+        assert says in (done.stderr if code else done.stdout)
+
+
 def test_a_disk_that_fills_up_is_told(tmp_path, monkeypatch, capsys) -> None:
     def full(*_) -> None:
         raise OSError(28, "No space left on device")

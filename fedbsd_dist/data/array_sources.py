@@ -34,7 +34,7 @@ def python_samples(data: Data) -> Samples:
         arrays = factory()
     except UserError:
         raise
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise UserError(f"{where}: raised {type(error).__name__}: {error}") from None
     if not isinstance(arrays, Mapping):
         raise UserError(f"{where}: must return a mapping of arrays (x, y, ...), not {type(arrays).__name__}.")

@@ -25,7 +25,9 @@ class FlatModel:
     """A split model on a device with its state in flat buffers."""
 
     def __init__(self, model: SplitModel, device: torch.device) -> None:
-        """Raises UserError for tensors shared between layers, and for parameters that are not float32."""
+        """Raises UserError for tensors shared between layers, for those that are not float32 or not finite, and for
+        batch norm without a momentum.
+        """
         self.module = model.to(device)
         named = list(_state(model))
         _check(model, named)
@@ -88,6 +90,19 @@ def _check(model: nn.Module, named: list[tuple[str, str, Tensor]]) -> None:
     for _, name, tensor in named:
         if tensor.dtype != torch.float32:
             raise UserError(f"model: {name} is {tensor.dtype}; every parameter must be torch.float32.")
+        if not tensor.isfinite().all():
+            # as state it is summed and averaged: the run would end as one that diverged
+            raise UserError(
+                f"model: {name} is not finite at the start. Give a parameter finite values; make a constant, such as "
+                "a mask of -inf, in forward, or register it as a buffer of torch.bool: buffers of floats are averaged."
+            )
+    for name, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm) and layer.track_running_stats and layer.momentum is None:
+            # its mean goes by num_batches_tracked, which is not in the groups: it would run on from client to client
+            raise UserError(
+                f"model: {name} is batch norm with momentum=None, whose statistics would depend on the number of "
+                "ranks. Give it a momentum, such as 0.1."
+            )
 
 
 def _move(tensors: list[Tensor], buffer: Tensor) -> None:

@@ -1,5 +1,7 @@
 """Where the head begins: a network cut into its backbone and its head."""
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +42,9 @@ def cut(network: nn.Module, options: Model, name: str, images: Tensor, logits: T
 def _cut_sequence(layers: nn.Sequential, options: Model, name: str) -> Cut:
     first = _first_layer(layers, options, name)
     said = f"model.head_from={options.head_from}" if options.head_from else f"model.head_layers={options.head_layers}"
-    return layers[:first], layers[first:], said
+    # no slices: of a subclass they would be made by its own __init__, whose arguments nobody knows
+    named = list(layers._modules.items())
+    return nn.Sequential(OrderedDict(named[:first])), nn.Sequential(OrderedDict(named[first:])), said
 
 
 def _cut_module(network: nn.Module, options: Model, name: str) -> Cut:

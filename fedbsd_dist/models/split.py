@@ -1,5 +1,9 @@
 """A model split into a backbone, which may be shared, and a head, which need not be."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +48,8 @@ def build_model(config: Model, shape: Shape, num_classes: int, seed: int) -> Spl
 def _make(factory: Network, images: Tensor, num_classes: int, name: str) -> tuple[nn.Module, Tensor]:
     """The network whole, and its logits [n, classes] of `images` [n, c, h, w] in evaluation mode."""
     channels, height, width = images.shape[1:]
-    try:
+    size = f"images of {channels}x{height}x{width} (c x h x w)"
+    with _users_code(f"model {name} does not take {size}"):
         network = factory((channels, height, width), num_classes)
         if not isinstance(network, nn.Module):
             raise UserError(
@@ -53,14 +58,27 @@ def _make(factory: Network, images: Tensor, num_classes: int, name: str) -> tupl
             )
         with torch.no_grad():
             logits = network.eval()(images)
+    _check_logits(logits, images, num_classes, f"model {name}")
+    # by a copy: training mode moves running statistics
+    with _users_code(f"model {name}, in training mode, does not take {size}"), torch.no_grad():
+        in_training = copy.deepcopy(network).train()(images)
+    _check_logits(in_training, images, num_classes, f"model {name}, in training mode,")
+    return network, logits
+
+
+@contextmanager
+def _users_code(problem: str) -> Iterator[None]:
+    """A factory and its network are the user's code, which may raise anything."""
+    try:
+        yield
     except UserError:
         raise
-    except Exception as error:  # a factory is the user's code
-        raise UserError(
-            f"model {name} does not take images of {channels}x{height}x{width} (c x h x w): {error}"
-        ) from None
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{problem}: {type(error).__name__}: {error}") from None
+
+
+def _check_logits(logits: object, images: Tensor, num_classes: int, said: str) -> None:
     if not isinstance(logits, Tensor):
-        raise UserError(f"model {name} returns {type(logits).__name__} for images, not a tensor of logits.")
+        raise UserError(f"{said} returns {type(logits).__name__} for images, not a tensor of logits.")
     if logits.shape != (len(images), num_classes):
-        raise UserError(f"model {name} returns {tuple(logits.shape[1:])} for an image, not logits ({num_classes},).")
-    return network, logits
+        raise UserError(f"{said} returns {tuple(logits.shape[1:])} for an image, not logits ({num_classes},).")

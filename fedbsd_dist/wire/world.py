@@ -55,7 +55,7 @@ class World:
         try:
             yield
         except UserError as error:
-            problem = str(error)
+            problem = str(error).encode(errors="backslashreplace").decode()  # the store takes no surrogates of a path
         self.store.set(f"{phase}/{self.rank}", problem)
         found = (self.store.get(f"{phase}/{rank}").decode() for rank in range(self.size))
         problem = self.told(f"{phase}: problem", next(filter(None, found), "") if self.is_server else "")
