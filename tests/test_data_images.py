@@ -92,6 +92,25 @@ def test_what_is_no_image_is_ignored(root: Path) -> None:
     assert read(root).identity == expected
 
 
+def test_jpegs_go_by_all_their_suffixes(tmp_path: Path) -> None:
+    (tmp_path / "root" / "cat").mkdir(parents=True)
+    for suffix in (".jpg", ".jpeg", ".jpe", ".JFIF"):
+        draw(tmp_path / "a.jpg").rename(tmp_path / "root" / "cat" / f"a{suffix}")
+    assert len(read(tmp_path / "root").y) == 4
+
+
+def test_other_files_in_the_classes_folders_are_told_of(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    read(root)
+    assert "left out" not in capsys.readouterr().out
+    for path in ("cat/labels.txt", "9/deep/b.svg", "9/c.heic", "10/.hidden.txt", "beside.csv"):
+        (root / path).write_text("none")
+    read(root, channels=3)
+    assert "decoding 5 images" in (said := capsys.readouterr().out)
+    assert "(other files, left out: 3)" in said
+    read(root, classes=["cat"])
+    assert "(other files, left out: 1)" in capsys.readouterr().out
+
+
 def test_chosen_classes_keep_their_order_and_others_are_not_looked_into(root: Path) -> None:
     (root / "empty").mkdir()
     (root / "10" / "a.png").write_bytes(b"damaged")

@@ -21,10 +21,11 @@ DEEP_MODES = ("I", "F")
 """How Pillow's names of modes with more than 8 bits a channel begin; made 8-bit, they would be cut off at 255."""
 
 
-def decode(files: Sequence[Path], *, size: int, channels: int, into: Path) -> Images:
+def decode(files: Sequence[Path], *, size: int, channels: int, into: Path, num_others: int = 0) -> Images:
     """uint8 [n, height, width, channels], mapped to x.npy in the folder `into`, in the order of `files`.
 
-    `size`: pixels a side, or 0 for those of the first image; `channels`: 1, 3, or 0 for those of the first.
+    `size`: pixels a side, or 0 for those of the first image; `channels`: 1, 3, or 0 for those of the first;
+    `num_others`: files that were found beside them, to be told of.
     Images are taken as stored: an orientation in EXIF is not applied, for data sets are used that way.
     Of an animation, the first frame. Raises UserError, naming the file, for the first one found that is
     no image, damaged, larger than Pillow deems safe, of more than 8 bits, or unlike the first.
@@ -34,7 +35,9 @@ def decode(files: Sequence[Path], *, size: int, channels: int, into: Path) -> Im
 
     Image.init()  # threads that did it at the same time could miss formats
     x = _allocate(into / "x.npy", (len(files), *_decode_one(files[0], size, channels).shape))
-    print(f"decoding {len(files):,} images of {os.path.commonpath([file.parent for file in files])} into {into}")
+    source = os.path.commonpath([file.parent for file in files])
+    others = f" (other files, left out: {num_others:,})" if num_others else ""
+    print(f"decoding {len(files):,} images of {source} into {into}{others}")
     stop = threading.Event()
 
     def decode_chunk(start: int) -> int:

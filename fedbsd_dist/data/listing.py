@@ -41,6 +41,8 @@ class Listing:
     domains: Sequence[str]
     lists: Sequence[Path] = ()
     """Files that say what the images are, if folders do not: a change of theirs makes other samples."""
+    num_others: int = 0
+    """Files beside the images that are left out, to be told of: some may be images of an unknown suffix."""
 
 
 def origin(listing: Listing, data: Data) -> Origin:
@@ -72,14 +74,19 @@ def of_tree(root: Path, domains: Mapping[str, Path], data: Data) -> Listing:
     classes, number = choose_classes(names, data.classes, str(root))
     label_of = dict(zip(names, number.tolist(), strict=True))
     prefix = os.path.join(root, "")
-    entries = [
-        Entry(path[len(prefix) :], size, label_of[folder.path.name], domain, folder.is_test)
+    found = [
+        (domain, folder, tree.images(folder.path))
         for domain, of_domain in enumerate(folders)
         for folder in of_domain
         if label_of[folder.path.name] >= 0
-        for path, size in tree.images(folder.path)
     ]
-    return Listing(root=root, entries=entries, classes=classes, domains=tuple(domains))
+    entries = [
+        Entry(path[len(prefix) :], size, label_of[folder.path.name], domain, folder.is_test)
+        for domain, folder, inside in found
+        for path, size in inside.images
+    ]
+    num_others = sum(inside.num_others for _, _, inside in found)
+    return Listing(root=root, entries=entries, classes=classes, domains=tuple(domains), num_others=num_others)
 
 
 def _by_value(name: str) -> tuple[bool, int, str]:
@@ -87,9 +94,10 @@ def _by_value(name: str) -> tuple[bool, int, str]:
 
 
 def _read(listing: Listing, entries: Sequence[Entry], files: Sequence[str], data: Data, into: Path) -> Samples:
+    paths = [Path(file) for file in files]
     return make_samples(
         name=str(listing.root),
-        x=decode([Path(file) for file in files], size=data.image_size, channels=data.channels, into=into),
+        x=decode(paths, size=data.image_size, channels=data.channels, into=into, num_others=listing.num_others),
         y=np.array([entry.label for entry in entries], np.int64),
         domain=np.array([entry.domain for entry in entries], np.int64),
         is_test=np.array([entry.is_test for entry in entries], np.bool_),

@@ -2,14 +2,14 @@
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from fedbsd_dist.errors import UserError
 
 SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"),
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
 SPLITS = {"train": False, "test": True}
@@ -24,6 +24,16 @@ class ClassFolder(NamedTuple):
 
     path: Path
     is_test: bool
+
+
+class Found(NamedTuple):
+    """What is in a class's folder."""
+
+    images: list[tuple[str, int]]
+    """Path and bytes of each, in no order. Texts, for there may be very many and a Path of each takes longer than
+    the walk."""
+    num_others: int
+    """Files that are neither images by their names nor hidden."""
 
 
 def class_folders(root: Path, held_out: bool) -> list[ClassFolder]:
@@ -64,25 +74,26 @@ def folders(root: Path) -> list[Path]:
     return sorted(Path(entry.path) for entry in visible(root) if is_folder(entry))
 
 
-def images(folder: Path) -> Iterator[tuple[str, int]]:
-    """Paths of the image files in `folder`, however deep, in no order, and their bytes.
+def images(folder: Path) -> Found:
+    """The image files in `folder`, however deep.
 
-    Texts, for there may be very many and a Path of each takes longer than the walk.
     Raises UserError if there is none, and for what has an image's name and is no file that can be read.
     """
-    pending, found = [folder], False
+    pending, found, num_others = [folder], [], 0
     while pending:
         for entry in visible(pending.pop()):
             if is_folder(entry):
                 pending.append(Path(entry.path))
             elif _is_named_image(entry.name):
-                found = True
-                yield entry.path, file_size(entry.path)
+                found.append((entry.path, file_size(entry.path)))
+            else:
+                num_others += 1
     if not found:
         raise UserError(
             f"{folder}: is the folder of a class and holds no images ({', '.join(SUFFIXES)}). "
             f"Add some, or remove the folder, or set data.classes to the others."
         )
+    return Found(found, num_others)
 
 
 def file_size(path: str | Path) -> int:
