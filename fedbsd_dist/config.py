@@ -28,7 +28,7 @@ class Run(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: the GPUs where there are any, else the CPU."""
     threads: int = Field(1, ge=1, le=1024)
-    """CPU threads a rank. Results are bit-equal for the same value, on any number of ranks."""
+    """CPU threads a rank. For the same value and with `wire.sum=exact`, any number of ranks gives the same bits."""
 
 
 class Server(Section):
@@ -135,6 +135,12 @@ class Model(Section):
     """Running statistics of normalisation layers: `shared`: they cross wherever the method lets the parameters
     of their backbone or head cross; `local`: they stay with each client, and one that never trained has none yet (a
     new client takes them from its own training images)."""
+
+    @field_validator("head_from", mode="before")
+    @classmethod
+    def _number_is_name(cls, value: object) -> object:
+        """Layers of an nn.Sequential are called 0, 1, ... unless they are named."""
+        return str(value) if type(value) is int else value
 
 
 class MethodOptions(Section):

@@ -175,3 +175,7 @@ def test_a_list_is_read_from_a_file_and_from_the_command_line(tmp_path) -> None:
     with pytest.raises(UserError, match=r"data\.classes"):
         load(["data.classes=[1.5]"], OPTIONS)
     assert load(["data.classes=[3, 1, '007']"], OPTIONS).data.classes == ["3", "1", "007"]
+
+
+def test_a_layer_may_be_called_by_its_number() -> None:
+    assert load(["model.head_from=1"], OPTIONS).model.head_from == "1"

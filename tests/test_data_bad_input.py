@@ -110,6 +110,8 @@ BAD = {
     "a manifest of other data": (_another_manifest, "another data set"),
     "a client without test samples": (_untested_client, "without test samples"),
     "a path that escapes": (_escaping, "../outside/cat/1.png"),
+    "a root that nothing reads": (lambda tmp: [f"data.root={folder(tmp / 'images')}"], "data.source=digits"),
+    "a factory that nothing calls": (lambda tmp: ["data.factory=math:sqrt"], "data.source=python"),
     "no factory": (lambda tmp: ["data.source=python"], "data.factory"),
     "a factory that fails": (lambda tmp: ["data.source=python", "data.factory=math:sqrt"], "TypeError"),
     "batch norm on one sample": (_npz("train.batch_size=1", "model.name=digits_cnn_bn"), "train.batch_size=2"),

@@ -91,5 +91,5 @@ def check_owners(owners: Sequence[str], enough: Bools, data: Data) -> None:
         raise UserError(
             f"data.num_clients={data.num_clients} and data.num_new_clients={data.num_new_clients} are too many: "
             f"{able} of {len(owners)} clients have data.min_samples={data.min_samples} training samples and a test "
-            "sample. Set them, or data.min_samples, lower."
+            "sample. Set them, or data.min_samples, lower; data.num_clients=0 takes all clients."
         )

@@ -99,7 +99,7 @@ def _refuse_absent_classes(partition: Partition, samples: Samples) -> None:
         raise UserError(
             f"{samples.name}: no client has a training sample of class {', '.join(absent[:5])}"
             f"{f' and {len(absent) - 5} more' if len(absent) > 5 else ''}. "
-            "Set data.classes to the classes to keep, or take more clients."
+            "Set data.classes to the classes to keep (labels without names begin at 0), or take more clients."
         )
 
 

@@ -9,6 +9,7 @@ from fedbsd_dist.data.array_sources import npz_origin, python_samples
 from fedbsd_dist.data.digits import load_digits
 from fedbsd_dist.data.options import root_of
 from fedbsd_dist.data.samples import Samples
+from fedbsd_dist.errors import UserError
 
 ORIGINS: Mapping[str, Callable[[Data], cache.Origin]] = {
     **dict.fromkeys(vision.TABLES, vision.origin),
@@ -28,7 +29,17 @@ must not be there without it, for an archive is looked into only while its cache
 
 
 def prepare(data: Data) -> None:
-    """Make or check the cache of a source that has one. One rank of a host does it; then all may `load`."""
+    """Make or check the cache of a source that has one. One rank of a host does it; then all may `load`.
+
+    Raises UserError for what is wrong with the source, and for data that would be left aside in silence.
+    """
+    if data.root and data.source in DIRECT:
+        raise UserError(
+            f"data.root={data.root}: data.source={data.source} does not read it. Set data.source to what it is "
+            f"({', '.join(ORIGINS)}), or leave it out."
+        )
+    if data.factory and data.source != "python":
+        raise UserError(f"data.factory={data.factory}: is called with data.source=python alone. Set that too.")
     if data.source in ORIGINS:
         origin = ORIGINS[data.source](data)
         cache.ensure(_place(data), origin)
