@@ -13,5 +13,5 @@ class UserError(Exception):
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
     """` Did you mean A, B or C?`, with the space before it, of the nearest `words`; empty where none is near."""
-    *others, last = difflib.get_close_matches(word, list(words), n=4) or [""]
+    *others, last = difflib.get_close_matches(word, list(dict.fromkeys(words)), n=4) or [""]
     return f" Did you mean {', '.join(others)}{' or ' if others else ''}{last}?" if last else ""

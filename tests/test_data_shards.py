@@ -56,6 +56,12 @@ def test_as_many_clients_as_fit_are_held_and_the_others_read_anew(samples: Sampl
     assert torch.equal(shards[2].train_images, shards[2].train_images)
 
 
+def test_to_know_its_clients_a_rank_reads_no_samples(samples: Samples, partition: Partition, monkeypatch) -> None:
+    monkeypatch.setattr(Shards, "_load", lambda self, client: pytest.fail(f"read client {client}"))
+    shards = Shards(samples, partition, [0, 2], CPU, most_bytes=0)
+    assert [client in shards for client in range(3)] == [True, False, True]
+
+
 def test_normalized_is_by_channel_in_channels_last_order(samples: Samples, partition: Partition) -> None:
     shard = Shards(samples, partition, [0], CPU, most_bytes=0)[0]
     images = torch.randint(256, (5, 6, 7, 3), dtype=torch.uint8)

@@ -60,6 +60,10 @@ class Shards(Mapping[int, Shard]):
     def __getitem__(self, client: int) -> Shard:
         return self._resident[client] or self._load(client)
 
+    def __contains__(self, client: object) -> bool:
+        """Without reading its samples, as a Mapping would by itself."""
+        return client in self._resident
+
     def __iter__(self) -> Iterator[int]:
         return iter(self._resident)
 
