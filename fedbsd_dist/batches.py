@@ -26,12 +26,13 @@ def batches(
     augmentation: Augment,
     seed: int,
     name: tuple[str, int, int],
-    teacher: Teacher | None = None,
+    teachers: Sequence[Teacher] = (),
 ) -> Iterator[tuple[Tensor, ...]]:
     """For each epoch the rows of `tensors` [n, ...], shuffled, in batches of `sizes`, which add up to n.
 
     If `tensors[0]` is the shard's training images, they come augmented and normalized, float32 [b, c, h, w], and
-    `teacher` sees them so. All that is random is named by the seed and `name`: purpose, round, client.
+    each of `teachers` adds what it says of these. All that is random is named by the seed and `name`: purpose, round,
+    client.
     """
     purpose, *whose = name
     shuffles, alterations = generator(seed, *name), generator(seed, purpose, "augmentation", *whose)
@@ -47,9 +48,8 @@ def batches(
             chunk = [tensor[rows] for tensor in tensors]
             if tensors[0] is shard.train_images:
                 chunk[0] = shard.normalized(augment(chunk[0], changes, start, augmentation))
-            if teacher:
-                with torch.no_grad():
-                    chunk.append(teacher(chunk[0]))
+            with torch.no_grad():
+                chunk += [teacher(chunk[0]) for teacher in teachers]
             yield from zip(*(tensor.split(part) for tensor in chunk), strict=True)
             start += sum(part)
 

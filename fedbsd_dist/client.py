@@ -1,9 +1,9 @@
 """One client's turn at its rank's live model: its private tensors and its local training loop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -11,8 +11,8 @@ from fedbsd_dist.batches import LARGE_BATCH, Teacher, batch_sizes, batches
 from fedbsd_dist.config import Augment, Train
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.models.flat import FlatModel
-from fedbsd_dist.optimizer import SGD
+from fedbsd_dist.models.flat import PARAMETERS, FlatModel, snapshot
+from fedbsd_dist.optimizer import SGD, Correct
 from fedbsd_dist.randomness import named_seed
 
 Loss = Callable[..., tuple[Tensor, Sequence[Tensor]]]
@@ -44,46 +44,79 @@ class Turn:
         """Training labels, int64 [n]."""
         self.augments = augmentation != Augment()
         """Whether an image differs each time it is learned from."""
+        self._sizes = batch_sizes(len(self.labels), options.batch_size, model.has_batch_norm)
 
     def sgd(
         self,
         loss: Loss,
-        tensors: Sequence[Tensor],
+        tensors: Sequence[Tensor] = (),
         *,
-        groups: Sequence[str],
+        parts: Sequence[str] = PARAMETERS,
+        further: Sequence[Tensor] = (),
         epochs: int,
         purpose: str = "batches",
-        teacher: Teacher | None = None,
+        teachers: Sequence[Tensor | Teacher] = (),
+        correct: Correct | None = None,
     ) -> Tensor:
-        """Descend `loss` on `groups` for `epochs` passes over `tensors` [n, ...], in batches of shuffled rows,
-        of which none is a single one where the model has batch norm.
+        """Descend `loss` on the parameters of `parts` of the model and on `further` ones.
 
-        Of images as stored, `loss` gets batches float32 [b, c, h, w], augmented and normalized. `teacher`, if any,
-        is asked for a further tensor [b, ...] of the very images in `tensors[0]`, many batches at a time.
-        Returns, over all steps, the sums of the reported losses, each times its batch's size, and the
-        number of samples: float32 [num_losses + 1]. The shuffle is that of (seed, purpose, round, client).
+        `loss` gets what `batches` gives. `correct` may change every step's gradients.
+        Returns what `summed` does, of the losses that `loss` reports.
         """
-        optimizer = SGD(self.model.train_only(groups), self.options)
-        torch.manual_seed(named_seed(self.seed, purpose, "dropout", self.round, self.client))
-        sizes = batch_sizes(len(self.labels), self.options.batch_size, self.model.has_batch_norm)
-        name = (purpose, self.round, self.client)
-        reports: list[Tensor] = []
-        for batch in batches(self.shard, tensors, sizes, epochs, self.augmentation, self.seed, name, teacher):
+        optimizer = SGD([*self.model.train_only(parts), *further], self.options)
+        reports = []
+        for batch in self.batches(tensors, epochs=epochs, purpose=purpose, teachers=teachers):
             total, reported = loss(*batch)
-            optimizer.step(total)
+            optimizer.step(total, correct)
             reports.append(torch.stack([*reported]).detach())
-        weights = torch.tensor(sizes * epochs, dtype=torch.float32, device=self.images.device)
-        return torch.cat([weights @ torch.stack(reports), weights.sum()[None]])
+        return self.summed(reports)
+
+    def batches(
+        self,
+        tensors: Sequence[Tensor] = (),
+        *,
+        epochs: int,
+        purpose: str = "batches",
+        teachers: Sequence[Tensor | Teacher] = (),
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """For `epochs` passes over `tensors` [n, ...], or else images and labels, batches of shuffled rows, of which
+        none is a single one where the model has batch norm; behind them what each of `teachers` says of these rows.
+
+        Of images as stored, a batch is float32 [b, c, h, w], augmented and normalized. A teacher is a tensor
+        [n, ...], or is asked for the very images in `tensors[0]`, many batches at a time; `listen` makes either.
+        The shuffle is that of (seed, purpose, round, client), and so is dropout.
+        """
+        torch.manual_seed(named_seed(self.seed, purpose, "dropout", self.round, self.client))
+        rows = [*(tensors or (self.images, self.labels)), *(said for said in teachers if isinstance(said, Tensor))]
+        asked = [teacher for teacher in teachers if not isinstance(teacher, Tensor)]
+        name = (purpose, self.round, self.client)
+        return batches(self.shard, rows, self._sizes, epochs, self.augmentation, self.seed, name, asked)
+
+    def num_steps(self, epochs: int) -> int:
+        """Batches of so many epochs."""
+        return epochs * len(self._sizes)
+
+    def summed(self, reports: Sequence[Tensor]) -> Tensor:
+        """Of what whole epochs of steps report [num_losses] each: the sums of the losses, each times its batch's
+        size, and the number of samples, float32 [num_losses + 1].
+        """
+        epochs = len(reports) // len(self._sizes)
+        weights = torch.tensor(self._sizes * epochs, dtype=torch.float32, device=self.images.device)
+        return torch.cat([weights @ torch.stack([*reports]), weights.sum()[None]])
+
+    def listen(self, module: nn.Module) -> Tensor | Teacher:
+        """What `module`, a part of the live model, says as it is now of every training image, in evaluation mode:
+        said once [n, ...], or where images differ each time by a copy of the module, which can be asked.
+        """
+        return snapshot(module) if self.augments else self.outputs(module, self.images)
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        """The live backbone's output [n, d] for `images` as stored, uint8 [n, h, w, c], without augmentation, in
-        evaluation mode: no dropout, no batch statistics.
+    def outputs(self, module: nn.Module, images: Tensor) -> Tensor:
+        """Of the live model or its backbone [n, ...], for `images` as stored, uint8 [n, h, w, c], without
+        augmentation, in evaluation mode: no dropout, no batch statistics.
         """
-        self.model.module.eval()
-        return torch.cat(
-            [self.model.module.backbone(self.shard.normalized(chunk)) for chunk in images.split(LARGE_BATCH)]
-        )
+        module.eval()
+        return torch.cat([module(self.shard.normalized(chunk)) for chunk in images.split(LARGE_BATCH)])
 
     @torch.no_grad()
     def estimate_statistics(self) -> None:
@@ -102,25 +135,27 @@ class Turn:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
 
-    def tune_head(self, epochs: int) -> None:
-        """Learn the head alone on the features of the backbone as it is, which are computed once, of the images as
-        they are.
+    def tune_head(self, epochs: int, purpose: str = "head tuning", *, augmented: bool = False) -> None:
+        """Learn the head alone on the features of the backbone as it is: of the images as they are, or `augmented` as
+        in training. Of images that do not change they are computed once.
         """
-        head = self.model.module.head
+        module = self.model.module
+        augmented = augmented and self.augments
+        features = self.listen(module.backbone) if augmented else self.outputs(module.backbone, self.images)
 
-        def loss(features: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
-            classification = F.cross_entropy(head(features), labels)
+        def loss(*batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+            """Labels and features come last."""
+            classification = F.cross_entropy(module.head(batch[-1]), batch[-2])
             return classification, [classification]
 
         if epochs:
-            tensors = (self.features(self.images), self.labels)
-            self.sgd(loss, tensors, groups=["head"], epochs=epochs, purpose="head tuning")
+            rows = () if augmented else (self.labels,)
+            self.sgd(loss, rows, parts=["head"], epochs=epochs, purpose=purpose, teachers=[features])
 
     @torch.no_grad()
     def test(self) -> tuple[int, int, float]:
         """(correct, number of test samples, summed cross-entropy) of the live model on the client's test set."""
-        features = self.features(self.shard.test_images)
-        logits = self.model.module.head(features)
+        logits = self.outputs(self.model.module, self.shard.test_images)
         labels = self.shard.test_labels
         numbers = torch.stack(
             [

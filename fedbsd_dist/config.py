@@ -148,6 +148,8 @@ class MethodOptions(Section):
 
     name: str
     """The algorithm."""
+    mean: Literal["samples", "plain"] = "samples"
+    """Weight of a client in the mean of what crosses: its training samples, or 1."""
 
 
 class Train(Section):

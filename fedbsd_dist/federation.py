@@ -17,7 +17,7 @@ from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.evaluation import Stages
 from fedbsd_dist.methods.contract import AnyOptions, Method
-from fedbsd_dist.models.flat import STATISTICS, FlatModel
+from fedbsd_dist.models.flat import STATISTICS, FlatModel, State
 from fedbsd_dist.randomness import generator
 from fedbsd_dist.wire.channel import Channel
 
@@ -64,11 +64,12 @@ class Federation:
             name: buffer.clone() for name, buffer in shared_groups(method, model, config.model.norm_stats).items()
         }
         """Group -> float32 [numel]"""
-        kept = [name for name in model.buffers if name not in self.shared or name in method.kept]
-        self._fresh = {name: model.buffers[name].clone() for name in kept}
-        """Private state at the start of the run: a new client's, always."""
+        self._start = {name: buffer.clone() for name, buffer in model.buffers.items() if name not in self.shared}
+        """All but the shared state at the start of the run: a new client's, always."""
         self._row = {client: row for row, client in enumerate(self._training)}
-        self.private = {name: buffer.repeat(len(self._row), 1) for name, buffer in self._fresh.items()}
+        self.private = {
+            name: self._start[name].repeat(len(self._row), 1) for name in private_groups(method, model, self.shared)
+        }
         """Group -> float32 [this rank's training clients, numel], in the order of `shards`"""
 
     @property
@@ -84,12 +85,10 @@ class Federation:
 
     def receive(self, client: int, round: int) -> Turn:
         """Load the live model with the shared state and the client's private state."""
+        private = {}
         if client in self._row:
             private = {name: rows[self._row[client]] for name, rows in self.private.items()}
-        else:
-            private = {name: buffer.clone() for name, buffer in self._fresh.items()}
-        for name, buffer in self.model.buffers.items():
-            buffer.copy_(self.shared[name] if name in self.shared else private[name])
+        self.model.put({**self._start, **self.shared, **private})
         return Turn(
             client=client,
             round=round,
@@ -118,16 +117,18 @@ class Federation:
             self.upload(turn, losses)
             if evaluate:
                 start = time.perf_counter()
+                self.method.deploy(turn)
                 trained[client] = turn.test()
                 testing += time.perf_counter() - start
         aggregate = self.channel.reduce(number, testing)
-        self.shared = self.method.update(self.shared, aggregate.groups)
+        clients = self.config.data.num_clients
+        self.shared = self.method.update(self.shared, aggregate.groups, aggregate.weight, clients)
         start = time.perf_counter()
         stages: Stages = {}
         if last:
             stages = self._gather(number, self._evaluate_all(number + 1))
         elif evaluate:
-            received = {client: self.receive(client, number + 1).test() for client in self._training}
+            received = {client: self.deployed(client, number + 1).test() for client in self._training}
             stages = self._gather(number, {"received": received, "trained": trained})
         *sums, samples = aggregate.metrics
         return Report(
@@ -146,26 +147,47 @@ class Federation:
         for name, row in turn.private.items():
             row.copy_(self.model.buffers[name])
 
+    def deployed(self, client: int, round: int) -> Turn:
+        """The client has received, and the live model is its personal one."""
+        turn = self.receive(client, round)
+        if client not in self._row:
+            if STATISTICS["backbone"] in self._start:
+                turn.estimate_statistics()
+            self.method.welcome(turn)
+        self.method.deploy(turn)
+        return turn
+
     def _evaluate_all(self, round: int) -> dict[str, dict[int, Test]]:
         """Every client at every stage; nothing is uploaded and no state changes."""
-        stages: dict[str, dict[int, Test]] = {"received": {}, "trained": {}, "head_tuned": {}}
-        for client in self._training:
-            turn = self.receive(client, round)
-            stages["received"][client] = turn.test()
-            self.method.learn(turn)
-            stages["trained"][client] = turn.test()
-            stages["head_tuned"][client] = self._head_tuned(client, round)
+        stages: dict[str, dict[int, Test]] = {
+            "received": {client: self.deployed(client, round).test() for client in self._training},
+            "trained": {client: self._trained(client, round) for client in self._training},
+            "head_tuned": {client: self._head_tuned(client, round) for client in self._training},
+        }
+        if self.method.finetunes:
+            stages["finetuned"] = {client: self._finetuned(client, round) for client in self._training}
         if self.config.data.num_new_clients:
             new = self.shards.keys() - self._row.keys()
             stages["new_client"] = {client: self._head_tuned(client, round) for client in sorted(new)}
         return stages
 
-    def _head_tuned(self, client: int, round: int) -> Test:
-        """The newest shared state, then the head alone; a new client's head starts as all heads did."""
+    def _trained(self, client: int, round: int) -> Test:
+        """After one more local learning, as in a round."""
         turn = self.receive(client, round)
-        if client not in self._row and STATISTICS["backbone"] in self._fresh:
-            turn.estimate_statistics()
+        self.method.learn(turn)
+        self.method.deploy(turn)
+        return turn.test()
+
+    def _head_tuned(self, client: int, round: int) -> Test:
+        """The personal model with the newest shared state, then its head alone."""
+        turn = self.deployed(client, round)
         turn.tune_head(self.config.evaluate.head_epochs)
+        return turn.test()
+
+    def _finetuned(self, client: int, round: int) -> Test:
+        """The newest shared state, then the method's own test-time step."""
+        turn = self.receive(client, round)
+        self.method.finetune(turn)
         return turn.test()
 
     def _gather(self, round: int, stages: Mapping[str, Mapping[int, Test]]) -> Stages:
@@ -200,16 +222,20 @@ def cohort_size(participation: float, num_clients: int) -> int:
     return max(1, int(participation * num_clients + 0.5))
 
 
-def shared_groups(
-    method: Method[AnyOptions], model: FlatModel, norm_stats: Literal["shared", "local"]
-) -> dict[str, Tensor]:
-    """The live model's buffers that may cross: the parameters that the method shares, and if
-    `norm_stats` is `shared` the running statistics that belong to them.
+def shared_groups(method: Method[AnyOptions], model: FlatModel, norm_stats: Literal["shared", "local"]) -> State:
+    """The live model's buffers that may cross: the parameters that the method shares, the running statistics that
+    belong to them if `norm_stats` is `shared` and batch norm is not local by the method, and shared extras.
     """
     crossing = {*method.shared}
-    if norm_stats == "shared":
+    if norm_stats == "shared" and not method.local_norm:
         crossing |= {STATISTICS[group] for group in method.shared}
+    crossing |= {name for name, extra in method.extras(model.groups).items() if extra.shared}
     return {name: buffer for name, buffer in model.buffers.items() if name in crossing}
+
+
+def private_groups(method: Method[AnyOptions], model: FlatModel, shared: Mapping[str, Tensor]) -> list[str]:
+    """Names of the live model's buffers of which every client has its own."""
+    return [name for name in model.buffers if name not in shared and name not in method.fixed]
 
 
 def _sha256(tensors: Iterable[Tensor]) -> bytes:

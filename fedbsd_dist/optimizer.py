@@ -5,34 +5,49 @@ CPU time on every rank.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.sgd import sgd
 
 from fedbsd_dist.config import Train
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
+Correct = Callable[[Tensors, Tensors], Tensors]
+"""(gradients, parameters), alike in order -> the gradients to step with."""
 
 
 class SGD:
     """SGD with momentum from zero; weight decay on tensors of two or more dimensions only."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], options: Train) -> None:
+    def __init__(self, parameters: Sequence[Tensor], options: Train) -> None:
         """`parameters` are updated in place, wherever their storage is."""
         self._options = options
+        self._parameters = list(parameters)
+        self._order = sorted(range(len(parameters)), key=lambda index: parameters[index].dim() <= 1)
+        """Weights first, then biases."""
         weights = [parameter for parameter in parameters if parameter.dim() > 1]
         biases = [parameter for parameter in parameters if parameter.dim() <= 1]
-        self._parameters = weights + biases
         self._groups: list[tuple[list[Tensor], list[Tensor | None], float]] = [
-            (list(group), [None] * len(group), decay)
+            (group, [None] * len(group), decay)
             for group, decay in ((weights, options.weight_decay), (biases, 0.0))
             if group
         ]
 
-    def step(self, loss: Tensor) -> None:
+    def step(self, loss: Tensor, correct: Correct | None = None) -> None:
         """Differentiate `loss` and update."""
-        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
-        ready = map(_like, gradients, self._parameters)
+        gradients = self.gradients(loss)
+        with torch.no_grad():
+            self.apply(correct(gradients, self._parameters) if correct else gradients)
+
+    def gradients(self, loss: Tensor) -> Tensors:
+        """Of `loss`, one for each parameter, in their order."""
+        return torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
+
+    def apply(self, gradients: Tensors) -> None:
+        """Update by these gradients, one for each parameter, in their order."""
+        ready = (_like(gradients[index], self._parameters[index]) for index in self._order)
         with torch.no_grad():
             for parameters, momenta, decay in self._groups:
                 sgd(
@@ -48,6 +63,20 @@ class SGD:
                     nesterov=False,
                     maximize=False,
                 )
+
+
+def toward(anchor: Tensors, strength: float) -> Correct:
+    """Adds the gradient of strength / 2 * ||parameters - anchor||^2; `anchor` is read at every step."""
+
+    def pull(gradients: Tensors, parameters: Tensors) -> Tensors:
+        return torch._foreach_add(gradients, torch._foreach_sub(parameters, anchor), alpha=strength)
+
+    return pull
+
+
+def plain(options: Train, lr: float) -> Train:
+    """The same local learning by SGD without momentum and weight decay, as some papers write it."""
+    return options.model_copy(update={"lr": lr, "momentum": 0.0, "weight_decay": 0.0})
 
 
 def _like(gradient: Tensor, parameter: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from fedbsd_dist.data.partition import Partition, make_partition
 from fedbsd_dist.data.samples import Samples
 from fedbsd_dist.data.shards import Shards
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.federation import cohort_size, shared_groups
+from fedbsd_dist.federation import cohort_size, private_groups, shared_groups
 from fedbsd_dist.methods import METHODS
 from fedbsd_dist.methods.contract import Method
 from fedbsd_dist.models.flat import FlatModel
@@ -58,7 +58,7 @@ class Plan:
     @property
     def model_bytes(self) -> int:
         """What FedAvg would upload."""
-        return FLOAT * sum(buffer.numel() for buffer in self.model.buffers.values())
+        return FLOAT * sum(self.model.buffers[group].numel() for group in self.model.groups)
 
     def load_shards(self, rank: int) -> Shards:
         """The samples of a rank's clients, onto its device while there is room."""
@@ -94,11 +94,12 @@ class Plan:
     @property
     def text(self) -> str:
         """Ranks, clients, memory, bytes a round, for a person."""
-        config, sizes = self.config, {group: buffer.numel() for group, buffer in self.model.buffers.items()}
+        config, sizes = self.config, {group: self.model.buffers[group].numel() for group in self.model.groups}
         hosting = [len(clients) for clients in self.hosted if clients]
         server = "rank 0 is the server" + (" and trains" if self.hosted[0] else "")
         cohort = cohort_size(config.train.participation, config.data.num_clients)
-        stays = [group for group in sizes if group not in self.shared]
+        stays = private_groups(self.method, self.model, self.shared)
+        fixed = f"; never changes: {' + '.join(self.method.fixed)}" if self.method.fixed else ""
         train = self.partition.train_sizes
         num_ranks = len(self.hosted)
         rows = {
@@ -111,7 +112,7 @@ class Plan:
             "clients": f"{config.data.num_clients}, {cohort} of them a round"
             + (f"; {config.data.num_new_clients} new ones, tested at the end" if self.partition.num_new else ""),
             "model": ", ".join(f"{group} {count:,}" for group, count in sizes.items()) + " parameters",
-            "crosses": f"{' + '.join(self.shared) or 'nothing'}; stays: {' + '.join(stays) or 'nothing'}",
+            "crosses": f"{' + '.join(self.shared) or 'nothing'}; stays: {' + '.join(stays) or 'nothing'}{fixed}",
             "bytes a round": f"{size(self.upload_bytes * cohort)} up and as much down, "
             f"of {size(self.model_bytes * cohort)} with FedAvg",
             "on the wire": f"one all-reduce of {size(self.payload_bytes)}, "
@@ -131,10 +132,11 @@ class Plan:
     def memory_bytes(self) -> int:
         """Of tensors on the fullest rank."""
         pixels = int(self.samples.x[0].size)
-        kept = [name for name in self.model.buffers if name not in self.shared or name in self.method.kept]
+        kept = private_groups(self.method, self.model, self.shared)
         private = FLOAT * sum(self.model.buffers[name].numel() for name in kept)
-        # live model, gradient, momentum; shared state and its mean; the channel's buffer
-        common = 3 * self.model_bytes + 2 * self.upload_bytes + self.payload_bytes
+        # live state, its start, gradient, momentum; shared state and its mean; the channel's buffer
+        live = FLOAT * sum(buffer.numel() for buffer in self.model.buffers.values())
+        common = 2 * live + 2 * self.model_bytes + 2 * self.upload_bytes + self.payload_bytes
         # images as floats, as many as are prepared at once, and the same again while they are
         prepared = 2 * FLOAT * pixels * max(LARGE_BATCH, self.config.train.batch_size)
         sizes = [pixels * sum(both) for both in zip(self.partition.train_sizes, self.partition.test_sizes, strict=True)]
@@ -170,7 +172,10 @@ def make_plan(config: RunConfig, world: World) -> Plan:
     config, partition = divide(samples, config)
     height, width, channels = samples.x.shape[1:]
     split = build_model(config.model, (channels, height, width), len(samples.classes), config.seed)
-    model = FlatModel(split, placement.device)
+    method = METHODS[config.method.name](config.method, config.train)
+    model = FlatModel(split, placement.device, norm_apart=method.local_norm)
+    method.check(model)
+    model.extend(method.extras(model.groups))
     check_batch_norm(model, config.train.batch_size, partition.train_sizes)
     first = 0 if config.server.trains or world.size == 1 else 1
     return Plan(
@@ -179,7 +184,7 @@ def make_plan(config: RunConfig, world: World) -> Plan:
         samples=samples,
         partition=partition,
         model=model,
-        method=METHODS[config.method.name](config.method, config.train),
+        method=method,
         hosted=assign(partition.train_sizes, partition.num_new, range(first, world.size)),
     )
 

@@ -1,14 +1,17 @@
-"""What an algorithm is: what crosses, what stays, how a client learns, what the server does."""
+"""What an algorithm is: what crosses, what stays, how a client learns, what the server does, what is evaluated."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fedbsd_dist.client import Turn
 from fedbsd_dist.config import MethodOptions, Train
+from fedbsd_dist.models.flat import PARAMETERS, Extra, FlatModel, State
+from fedbsd_dist.optimizer import Correct
 
 AnyOptions = TypeVar("AnyOptions", bound=MethodOptions)
 
@@ -23,39 +26,79 @@ class Method(ABC, Generic[AnyOptions]):
 
     Whether normalisation's running statistics go with them says `model.norm_stats`, and no method.
     """
-    losses: ClassVar[tuple[str, ...]]
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """Groups that neither cross nor are anyone's own: as they all began, for ever."""
+    local_norm: ClassVar[bool] = False
+    """Batch norm stays with each client, its parameters (then a group of their own) and its statistics."""
+    finetunes: ClassVar[bool] = False
+    """It has a test-time step of its own: stage `finetuned`."""
+    losses: ClassVar[tuple[str, ...]] = ("classification",)
     """Names of the losses that `learn` reports."""
 
     def __init__(self, options: AnyOptions, train: Train) -> None:
         """`train`: the local learning that all methods have in common."""
         self.options, self.train = options, train
 
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """Shared groups of which a client keeps a private copy of its own besides."""
-        return ()
+    def extras(self, groups: Sequence[str]) -> dict[str, Extra]:
+        """Name -> further state that the method has, of a model with these groups."""
+        return {}
 
-    @abstractmethod
+    def check(self, model: FlatModel) -> None:
+        """Raises UserError where the method cannot be done with this model."""
+
     def weight(self, num_train: int) -> float:
         """Weight in the mean of a client with `num_train` training samples."""
+        return float(num_train) if self.options.mean == "samples" else 1.0
+
+    def welcome(self, turn: Turn) -> None:
+        """A client that never trained has received: give its private state, as all began with, a better start."""
 
     @abstractmethod
     def learn(self, turn: Turn) -> Tensor:
-        """Local learning: changes the live model, whose shared groups are then the upload and whose
-        other groups the client keeps. Returns the sums of `losses` and samples, as `Turn.sgd` does.
+        """Local learning: changes the live model and the extras, of which what is shared is then the upload, and
+        what is not the client keeps. Returns the sums of `losses` and samples, as `Turn.sgd` does.
         """
 
-    def update(self, shared: Mapping[str, Tensor], mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Server step, done alike on every rank: the new shared state of the old and the mean upload."""
+    def update(
+        self, shared: Mapping[str, Tensor], mean: Mapping[str, Tensor], weight: float, num_clients: int
+    ) -> State:
+        """Server step, done alike on every rank: the new shared state of the old and the mean upload.
+
+        `weight`: the sum of the weights of those who uploaded.
+        """
         return dict(mean)
 
+    def deploy(self, turn: Turn) -> None:
+        """Make the live model the client's personal one, which is evaluated: after receiving or local learning."""
 
-def classify(turn: Turn, train: Train) -> Tensor:
-    """Joint SGD on backbone and head with cross-entropy: the local rule of FedAvg and FedPer."""
+    def finetune(self, turn: Turn) -> None:
+        """The test-time step of a method that `finetunes`, on the live model as received."""
+
+
+def classify(
+    turn: Turn,
+    epochs: int,
+    *,
+    parts: Sequence[str] = PARAMETERS,
+    purpose: str = "batches",
+    correct: Correct | None = None,
+) -> Tensor:
+    """SGD with cross-entropy on backbone and head, or one of them: the local rule of FedAvg, and a part of many."""
     model = turn.model.module
 
     def loss(images: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
         classification = F.cross_entropy(model(images), labels)
         return classification, [classification]
 
-    return turn.sgd(loss, (turn.images, turn.labels), groups=("backbone", "head"), epochs=train.local_epochs)
+    return turn.sgd(loss, parts=parts, epochs=epochs, purpose=purpose, correct=correct)
+
+
+def copies(prefix: str, groups: Sequence[str]) -> dict[str, Extra]:
+    """A private copy of these groups, called PREFIX_GROUP, which starts as the model does."""
+    return {f"{prefix}_{group}": Extra(like=group) for group in groups}
+
+
+def together(*sums: Tensor) -> Tensor:
+    """What `Turn.sgd` returned of several trainings, as of one with all their losses, on the samples of the first."""
+    samples = sums[0][-1:]
+    return torch.cat([*(part[:-1] * (samples / part[-1:]) for part in sums), samples])

@@ -1,7 +1,8 @@
 """FedAvg (McMahan et al., arXiv 1602.05629, algorithm 1): one model for all.
 
-Crosses: the whole model. Stays: nothing. Evaluated: the averaged model (`received`), and the same
-after a client's local learning (`trained`). Mean weighted by the number of training samples.
+Local rule: E epochs of SGD from the received model. Crosses: the whole model. Stays: nothing. Evaluated: the
+averaged model (`received`), and the same after a client's local learning (`trained`). Mean weighted by the
+number of training samples.
 """
 
 from typing import Literal
@@ -14,7 +15,7 @@ from fedbsd_dist.methods.contract import Method, classify
 
 
 class Options(MethodOptions):
-    """FedAvg (arXiv 1602.05629) has no options of its own."""
+    """FedAvg (arXiv 1602.05629)."""
 
     name: Literal["fedavg"] = "fedavg"
     """The algorithm."""
@@ -25,12 +26,7 @@ class FedAvg(Method[Options]):
 
     Options = Options
     shared = ("backbone", "head")
-    losses = ("classification",)
-
-    def weight(self, num_train: int) -> float:
-        """n_k (algorithm 1)."""
-        return float(num_train)
 
     def learn(self, turn: Turn) -> Tensor:
         """E epochs of SGD from the received model."""
-        return classify(turn, self.train)
+        return classify(turn, self.train.local_epochs)

@@ -12,6 +12,7 @@ That much is the paper's. The form of L_BSD, lambda, the temperature, the start 
 the schedule are reconstructions, hence options.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -20,8 +21,9 @@ from torch.nn import functional as F
 
 from fedbsd_dist.client import Turn
 from fedbsd_dist.config import MethodOptions
-from fedbsd_dist.methods.contract import Method
-from fedbsd_dist.models.flat import frozen, snapshot
+from fedbsd_dist.methods.contract import Method, copies
+from fedbsd_dist.methods.distillation import kl
+from fedbsd_dist.models.flat import PARAMETERS, Extra, frozen
 from fedbsd_dist.models.split import SplitModel
 
 
@@ -30,6 +32,8 @@ class Options(MethodOptions):
 
     name: Literal["fedbsd"] = "fedbsd"
     """The algorithm."""
+    mean: Literal["samples", "plain"] = "plain"
+    """Weight of a client in the mean of what crosses: its training samples, or 1 (the paper)."""
     distillation: Literal["logits_kl", "features_kl", "features_mse", "features_cosine"] = "logits_kl"
     """L_BSD: KL between softened logits, both through the client's own head, the teacher's side without
     gradient; or KL, mean squared error, or 1 - cosine between backbone features."""
@@ -49,8 +53,6 @@ class Options(MethodOptions):
     """Backbone and head together, or `head_epochs` of the head and then the backbone, the other fixed."""
     head_epochs: int = Field(1, ge=1)
     """Epochs of the head in schedule `head_then_backbone`; `train.local_epochs` are the backbone's."""
-    mean: Literal["plain", "samples"] = "plain"
-    """Weight of a client in the mean of backbones: 1 (the paper), or its training samples."""
 
 
 class FedBSD(Method[Options]):
@@ -60,37 +62,28 @@ class FedBSD(Method[Options]):
     shared = ("backbone",)
     losses = ("classification", "distillation")
 
-    @property
-    def kept(self) -> tuple[str, ...]:
+    def extras(self, groups: Sequence[str]) -> dict[str, Extra]:
         """The client's own backbone, where the student starts from it."""
-        return ("backbone",) if self.options.student_start == "own" else ()
-
-    def weight(self, num_train: int) -> float:
-        """1, or n_k."""
-        return float(num_train) if self.options.mean == "samples" else 1.0
+        return copies("own", ["backbone"]) if self.options.student_start == "own" else {}
 
     def learn(self, turn: Turn) -> Tensor:
         """The teacher is the backbone just received: the features of images that do not change are computed once."""
-        tensors, teacher = [turn.images, turn.labels], None
-        if turn.augments:
-            teacher = snapshot(turn.model.module.backbone)
-        else:
-            tensors.append(turn.features(turn.images))
-        if self.options.student_start == "own":
-            turn.model.buffers["backbone"].copy_(turn.private["backbone"])
+        model = turn.model
+        teacher = turn.listen(model.module.backbone)
+        model.put(model.extra("own"))
         # the present values of the head, at every step, but no gradient
-        head = frozen(turn.model.module.head)
-        groups = ["backbone", "head"]
-        if self.options.schedule == "head_then_backbone":
-            turn.tune_head(self.options.head_epochs)
-            groups = ["backbone"]
-        return turn.sgd(
-            lambda *batch: self.loss(turn.model.module, head, *batch),
-            tensors,
-            groups=groups,
+        head = frozen(model.module.head)
+        head_first = self.options.schedule == "head_then_backbone"
+        if head_first:
+            turn.tune_head(self.options.head_epochs, augmented=True)
+        sums = turn.sgd(
+            lambda *batch: self.loss(model.module, head, *batch),
+            parts=["backbone"] if head_first else PARAMETERS,
             epochs=self.train.local_epochs,
-            teacher=teacher,
+            teachers=[teacher],
         )
+        model.store("own")
+        return sums
 
     def loss(
         self, model: SplitModel, frozen_head: nn.Module, images: Tensor, labels: Tensor, teacher: Tensor
@@ -101,7 +94,7 @@ class FedBSD(Method[Options]):
         classification = F.cross_entropy(logits, labels)
         if self.options.distillation == "logits_kl":
             taught = logits if self.options.distillation_teaches == "backbone_and_head" else frozen_head(student)
-            distillation = self.kl(taught, frozen_head(teacher))
+            distillation = self._kl(taught, frozen_head(teacher))
         else:
             distillation = self.between_features(student.flatten(1), teacher.flatten(1))
         return classification + self.options.distillation_weight * distillation, [
@@ -117,15 +110,7 @@ class FedBSD(Method[Options]):
             case "features_cosine":
                 return 1 - F.cosine_similarity(student, teacher).mean()
             case _:
-                return self.kl(student, teacher)
+                return self._kl(student, teacher)
 
-    def kl(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """KL(teacher || student) of the softmax over dimension 1 at temperature tau."""
-        tau = self.options.temperature
-        divergence = F.kl_div(
-            F.log_softmax(student / tau, 1),
-            F.log_softmax(teacher / tau, 1),
-            log_target=True,
-            reduction="batchmean",
-        )
-        return divergence * tau**2 if self.options.temperature_squared else divergence
+    def _kl(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return kl(student, teacher, self.options.temperature, squared=self.options.temperature_squared)

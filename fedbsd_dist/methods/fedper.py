@@ -1,7 +1,8 @@
 """FedPer (Arivazhagan et al., arXiv 1912.00818): base layers are averaged, personalization layers stay.
 
-Crosses: the backbone. Stays: the head. Evaluated: the received backbone under the client's own head,
-and the same after local learning. The paper weights the mean by samples (its algorithm 2).
+Local rule: joint SGD on backbone and head. Crosses: the backbone. Stays: the head. Evaluated: the received
+backbone under the client's own head, and the same after local learning. The paper weights the mean by samples
+(its algorithm 2).
 """
 
 from typing import Literal
@@ -18,8 +19,6 @@ class Options(MethodOptions):
 
     name: Literal["fedper"] = "fedper"
     """The algorithm."""
-    mean: Literal["samples", "plain"] = "samples"
-    """Weight of a client in the mean: its training samples (the paper), or 1."""
 
 
 class FedPer(Method[Options]):
@@ -27,12 +26,7 @@ class FedPer(Method[Options]):
 
     Options = Options
     shared = ("backbone",)
-    losses = ("classification",)
-
-    def weight(self, num_train: int) -> float:
-        """n_k or 1, as `mean` says."""
-        return float(num_train) if self.options.mean == "samples" else 1.0
 
     def learn(self, turn: Turn) -> Tensor:
         """E epochs of SGD from the received backbone and the client's own head."""
-        return classify(turn, self.train)
+        return classify(turn, self.train.local_epochs)

@@ -2,12 +2,14 @@
 
 Loading a client is one copy a group, an upload is one fused multiply-add, the wire sees one buffer.
 The groups are the parameters of `backbone` and `head`, and `statistics` and `head_statistics`, the running
-statistics of normalisation in either; together they are the whole float state of the model.
+statistics of normalisation in either; together they are the whole float state of the model. A method's further
+state (a personal copy of the model, a control variate) lies beside them in buffers of the same shapes.
 """
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,30 +20,112 @@ from fedbsd_dist.models.split import SplitModel
 
 STATISTICS = {"backbone": "statistics", "head": "head_statistics"}
 """Group of the running statistics (buffers, and no parameters) of the layers of a group."""
-GROUPS = (*STATISTICS, *STATISTICS.values())
+NORM = "norm"
+"""Group of the parameters of batch norm, where a method keeps them apart."""
+GROUPS = ("backbone", "head", NORM, *STATISTICS.values())
+PARAMETERS = ("backbone", "head")
+"""The two parts of the model, which all its parameters belong to."""
+
+State = dict[str, Tensor]
+"""Group -> float32 [numel]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """A buffer that a method has beside the model's groups, as a part of its shared or private state."""
+
+    like: str = ""
+    """Group whose shape it has; none: one number."""
+    start: float | None = None
+    """Every element at the start of a run; None: the values of the group `like`."""
+    shared: bool = False
+    """It crosses. Otherwise it stays with each client."""
 
 
 class FlatModel:
     """A split model on a device with its state in flat buffers."""
 
-    def __init__(self, model: SplitModel, device: torch.device) -> None:
-        """Raises UserError for tensors shared between layers, for those that are not float32 or not finite, and for
+    def __init__(self, model: SplitModel, device: torch.device, *, norm_apart: bool = False) -> None:
+        """`norm_apart`: the parameters of batch norm are the group `norm`, and not in `backbone` and `head`.
+
+        Raises UserError for tensors shared between layers, for those that are not float32 or not finite, and for
         batch norm without a momentum.
         """
         self.module = model.to(device)
-        named = list(_state(model))
+        named = list(_state(model, norm_apart))
         _check(model, named)
         self.layout = [(group, name, tuple(tensor.shape), str(tensor.dtype)) for group, name, tensor in named]
         """(group, name, shape, dtype) of every tensor, in the order of storage."""
-        self.buffers: dict[str, Tensor] = {}
-        """Group -> float32 [numel]; groups without tensors are left out."""
+        self.buffers: State = {}
+        """Group -> float32 [numel]; groups without tensors are left out, and extras come last."""
+        self._places: dict[str, tuple[str, int, torch.Size]] = {}
+        """Name of a tensor -> its group, where in it, and its shape."""
         for group in GROUPS:
-            tensors = [tensor for owner, _, tensor in named if owner == group]
+            tensors = {name: tensor for owner, name, tensor in named if owner == group}
             if tensors:
-                self.buffers[group] = torch.empty(sum(tensor.numel() for tensor in tensors), device=device)
-                _move(tensors, self.buffers[group])
+                self.buffers[group] = torch.empty(sum(map(torch.numel, tensors.values())), device=device)
+                self._move(tensors, group)
+        self.groups = tuple(self.buffers)
+        """The model's own."""
         self.has_batch_norm = any(isinstance(layer, _BatchNorm) for layer in model.modules())
         """Whether the model, in training, needs more than one sample at a time."""
+
+    def _move(self, tensors: Mapping[str, Tensor], group: str) -> None:
+        offset = 0
+        for name, tensor in tensors.items():
+            self._places[name] = group, offset, tensor.shape
+            view = _view(self.buffers[group], offset, tensor.shape)
+            view.copy_(tensor.detach())
+            tensor.data = view
+            offset += view.numel()
+
+    def extend(self, extras: Mapping[str, Extra]) -> None:
+        """Add a method's buffers."""
+        for name, extra in extras.items():
+            assert name not in self.buffers, name
+            buffer = self.buffers[extra.like].clone() if extra.like else torch.empty(1, device=self.device)
+            self.buffers[name] = buffer if extra.start is None else buffer.fill_(extra.start)
+
+    @property
+    def parameter_groups(self) -> list[str]:
+        """The model's own groups of parameters."""
+        return [group for group in self.groups if group not in STATISTICS.values()]
+
+    @property
+    def statistics(self) -> list[str]:
+        """The model's own groups of running statistics."""
+        return [group for group in self.groups if group in STATISTICS.values()]
+
+    @property
+    def device(self) -> torch.device:
+        """Of all buffers."""
+        return self.buffers[self.groups[0]].device
+
+    def clone(self) -> State:
+        """The present values of the model's own groups."""
+        return {group: self.buffers[group].clone() for group in self.groups}
+
+    def put(self, state: Mapping[str, Tensor]) -> None:
+        """Make these groups' values the present ones."""
+        for group, values in state.items():
+            self.buffers[group].copy_(values)
+
+    def extra(self, prefix: str) -> State:
+        """The buffers PREFIX_GROUP, by group."""
+        names = {group: f"{prefix}_{group}" for group in self.groups}
+        return {group: self.buffers[name] for group, name in names.items() if name in self.buffers}
+
+    def store(self, prefix: str) -> None:
+        """Present values into the buffers PREFIX_GROUP, of all groups that have one."""
+        for group, buffer in self.extra(prefix).items():
+            buffer.copy_(self.buffers[group])
+
+    def views(self, state: Mapping[str, Tensor], parts: Sequence[str] = PARAMETERS) -> list[Tensor]:
+        """Of other values of the groups, tensors shaped and laid out as the parameters that `train_only(parts)`
+        gives, and in their order.
+        """
+        places = [self._places[name] for name, _ in self.module.named_parameters() if name.partition(".")[0] in parts]
+        return [_view(state[group], offset, shape) for group, offset, shape in places]
 
     @property
     def digest(self) -> bytes:
@@ -51,10 +135,12 @@ class FlatModel:
             digest.update(buffer.cpu().numpy().tobytes())
         return digest.digest()
 
-    def train_only(self, groups: Sequence[str]) -> list[nn.Parameter]:
-        """Training mode, with gradients for the parameters of `groups` alone, which are returned."""
+    def train_only(self, parts: Sequence[str] = PARAMETERS) -> list[nn.Parameter]:
+        """Training mode, with gradients for the parameters of `parts` alone, which are returned: of the backbone
+        and the head, or of one of them.
+        """
         self.module.train().requires_grad_(False)
-        chosen = [parameter for group in groups for parameter in self.module.get_submodule(group).parameters()]
+        chosen = [tensor for name, tensor in self.module.named_parameters() if name.partition(".")[0] in parts]
         for parameter in chosen:
             parameter.requires_grad_()
         return chosen
@@ -75,9 +161,10 @@ def snapshot(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).requires_grad_(False).eval()
 
 
-def _state(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+def _state(model: nn.Module, norm_apart: bool) -> Iterator[tuple[str, str, Tensor]]:
+    norms = {name for name, layer in model.named_modules() if norm_apart and isinstance(layer, _BatchNorm)}
     for name, parameter in model.named_parameters():
-        yield name.partition(".")[0], name, parameter
+        yield NORM if name.rpartition(".")[0] in norms else name.partition(".")[0], name, parameter
     for name, buffer in model.named_buffers():
         # num_batches_tracked, an integer that nothing reads at a fixed momentum, stays out
         if buffer.is_floating_point():
@@ -105,16 +192,10 @@ def _check(model: nn.Module, named: list[tuple[str, str, Tensor]]) -> None:
             )
 
 
-def _move(tensors: list[Tensor], buffer: Tensor) -> None:
+def _view(buffer: Tensor, offset: int, shape: torch.Size) -> Tensor:
     """Convolution weights keep channels_last order inside the buffer: small CNNs run faster so."""
-    offset = 0
-    for tensor in tensors:
-        view = buffer[offset : offset + tensor.numel()]
-        if tensor.dim() == 4:
-            out, into, height, width = tensor.shape
-            view = view.view(out, height, width, into).permute(0, 3, 1, 2)
-        else:
-            view = view.view(tensor.shape)
-        view.copy_(tensor.detach())
-        tensor.data = view
-        offset += view.numel()
+    view = buffer[offset : offset + shape.numel()]
+    if len(shape) == 4:
+        out, into, height, width = shape
+        return view.view(out, height, width, into).permute(0, 3, 1, 2)
+    return view.view(shape)

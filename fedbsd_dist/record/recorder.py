@@ -146,7 +146,7 @@ class Recorder(Silence):
         }
         for key in ("payload", "wire"):
             totals["bytes"][key] = sum(line[f"{key}_bytes"] for line in self._ledger)
-        buffers = self._plan.model.buffers
+        model = self._plan.model
         summary = {
             "method": self._config.method.name,
             "seed": self._config.seed,
@@ -158,7 +158,7 @@ class Recorder(Silence):
             "accuracy": last["accuracy"],
             **totals,
             "fedavg_bytes": sum(2 * line["cohort"] * self._plan.model_bytes for line in self._lines),
-            "parameters": {group: buffer.numel() for group, buffer in buffers.items()},
+            "parameters": {group: model.buffers[group].numel() for group in model.groups},
             "state_sha256": state_sha256,
             "settings_sha256": settings_sha256(self._config),
         }
