@@ -82,7 +82,7 @@ def test_learning_meets_those_batches_in_every_epoch(factory, expected):
         return classification, [torch.ones(())]
 
     tensors = (turn.images, turn.labels, torch.arange(13))
-    sums = turn.sgd(loss, tensors, groups=("backbone", "head"), epochs=2)
+    sums = turn.sgd(loss, tensors, epochs=2)
     assert [len(rows) for rows in seen] == expected
     assert torch.cat(seen).sort().values.tolist() == sorted([*range(13)] * 2)
     assert sums.tolist() == [26.0, 26.0]
@@ -115,13 +115,11 @@ def test_the_plan_refuses_it_before_anything_is_trained():
 AUGMENTED = Augment(crop=2, flip=True, rotation=20.0)
 
 
-def passes(size: int, augmentation: Augment, name=("batches", 1, 0), epochs: int = 2, n: int = 1100, teacher=None):
+def passes(size: int, augmentation: Augment, name=("batches", 1, 0), epochs: int = 2, n: int = 1100, teachers=()):
     """(images, rows, ...) of all batches of a client of n samples, joined."""
     shard = make_shard(3, size=n)
     sizes = batch_sizes(n, size, False)
-    seen = list(
-        batches(shard, (shard.train_images, torch.arange(n)), sizes, epochs, augmentation, 7, name, teacher=teacher)
-    )
+    seen = list(batches(shard, (shard.train_images, torch.arange(n)), sizes, epochs, augmentation, 7, name, teachers))
     assert [len(batch[0]) for batch in seen] == sizes * epochs
     return [torch.cat(column) for column in zip(*seen, strict=True)]
 
@@ -170,7 +168,7 @@ def test_a_teacher_sees_the_very_images_of_the_batch():
         asked.append(len(images))
         return images.flatten(1).sum(1)
 
-    images, _, told = passes(10, AUGMENTED, teacher=teacher)
+    images, _, told = passes(10, AUGMENTED, teachers=[teacher])
     torch.testing.assert_close(told, images.flatten(1).sum(1))
     assert asked == [510, 510, 80] * 2
 

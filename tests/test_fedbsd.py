@@ -94,14 +94,14 @@ def test_only_the_backbone_crosses(start_and_run):
 def test_what_a_client_keeps(start_and_run):
     start, run = start_and_run
     states = [torch.load(path, weights_only=True) for path in sorted(run.glob("checkpoints/*/client-*.pt"))]
-    kept = {"backbone", "head"} if start == "own" else {"head"}
+    kept = {"own_backbone", "head"} if start == "own" else {"head"}
     assert [set(state) for state in states] == [kept] * 8
     shared = torch.load(run / "checkpoints/round-000002/shared.pt", weights_only=True)
     assert set(shared) == {"backbone"}
     if start == "own":
-        trained = {tuple(state["backbone"][:100].tolist()) for state in states}
+        trained = {tuple(state["own_backbone"][:100].tolist()) for state in states}
         assert len(trained) > COHORT, "each client that has trained has a backbone of its own"
-        assert not any(torch.equal(state["backbone"], shared["backbone"]) for state in states)
+        assert not any(torch.equal(state["own_backbone"], shared["backbone"]) for state in states)
 
 
 # one client's turn
@@ -255,6 +255,7 @@ def test_a_student_with_a_backbone_of_its_own_starts_away_from_the_teacher(after
     own = first.private["backbone"]
     learner = method(distillation=form, student_start="own", batch_size=600)
     turn = first.turn(learner, 2, mean)
+    first.model.buffers["own_backbone"] = own.clone()
     with torch.no_grad():
         teacher = turn.model.module.backbone(turn.shard.normalized(turn.images))
         first.model.buffers["backbone"].copy_(own)
@@ -264,6 +265,8 @@ def test_a_student_with_a_backbone_of_its_own_starts_away_from_the_teacher(after
     learner.learn(turn)
     assert learner.distillation[0] == pytest.approx(float(expected), rel=1e-3)
     assert learner.distillation[0] > 20 * ROUNDING
+    # what it keeps is what it learned
+    assert torch.equal(first.model.buffers.pop("own_backbone"), first.model.buffers["backbone"])
     # and the same round from the received backbone
     received = method(distillation=form, batch_size=600)
     received.learn(first.turn(received, 2, mean))
@@ -273,13 +276,13 @@ def test_a_student_with_a_backbone_of_its_own_starts_away_from_the_teacher(after
 def test_the_teacher_stays_what_was_received():
     participant, learner = Participant(0), method(local_epochs=2)
     turn = participant.turn(learner)
-    before = turn.features(turn.images)
+    before = turn.outputs(turn.model.module.backbone, turn.images)
     learner.learn(turn)
     assert not any(teacher.requires_grad for teacher in learner.teachers)
     for epoch in (learner.teachers[:10], learner.teachers[10:]):
         rows = torch.cat(epoch)
         assert torch.equal(rows.unique(dim=0), before.unique(dim=0))
-    assert not torch.allclose(turn.features(turn.images), before, atol=1e-3)
+    assert not torch.allclose(turn.outputs(turn.model.module.backbone, turn.images), before, atol=1e-3)
 
 
 # L_BSD by hand, in NumPy
@@ -337,7 +340,7 @@ class Halfway(Participant):
         super().__init__(0)
         turn = self.turn(learner)
         self.images, self.labels = turn.shard.normalized(turn.images[:100]), turn.labels[:100]
-        self.teacher = turn.features(turn.images[:100])
+        self.teacher = turn.outputs(turn.model.module.backbone, turn.images[:100])
         learner.learn(turn)
         self.model.train_only(("backbone", "head"))
         self.loss, _ = loss_of(learner, self.model.module, self.images, self.labels, self.teacher)

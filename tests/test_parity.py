@@ -180,6 +180,7 @@ def renamed(state: Mapping[str, Tensor], model: nn.Module) -> reference.State:
 def saved(case: Case, name: str) -> reference.State:
     """The state in a file of the last checkpoint, under the reference's names."""
     buffers = torch.load(case.run / f"checkpoints/round-{ROUNDS:06d}" / name, weights_only=True)
+    buffers = {group.removeprefix("own_"): buffer for group, buffer in buffers.items()}
     model = FlatModel(product_model(case.config), torch.device("cpu"))
     for group, buffer in buffers.items():
         model.buffers[group].copy_(buffer)
