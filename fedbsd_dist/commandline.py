@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from fedbsd_dist import dialect
 from fedbsd_dist.config import MethodOptions, RunConfig, Section
 from fedbsd_dist.errors import UserError
+from fedbsd_dist.factories import resolve
 
 Methods = Mapping[str, type[MethodOptions]]
 
@@ -57,6 +58,8 @@ def load(arguments: Sequence[str], methods: Methods) -> RunConfig:
     method = values.pop("method", {})
     if not isinstance(method, dict):
         raise UserError(f"method={method}: write method.name={method} instead.")
+    if method.get("factory"):
+        methods = _own_method(method["factory"])
     name = method.setdefault("name", next(iter(methods)))
     if not isinstance(name, str) or name not in methods:
         raise UserError(
@@ -65,6 +68,20 @@ def load(arguments: Sequence[str], methods: Methods) -> RunConfig:
     options = _validate(methods[name], method, "method.", methods)
     config: RunConfig = _validate(RunConfig, {**values, "method": options}, "", methods)
     return config
+
+
+def _own_method(path: object) -> Methods:
+    """The options of the class that `method.factory` names, under the name that they have by default."""
+    options = getattr(resolve(str(path), "method.factory"), "Options", None)
+    if not isinstance(options, type) or not issubclass(options, MethodOptions):
+        raise UserError(
+            f"method.factory={path}: must be a subclass of fedbsd_dist.methods.contract.Method, and its attribute "
+            "Options one of fedbsd_dist.config.MethodOptions."
+        )
+    name = options.model_fields["name"].default
+    if not isinstance(name, str):
+        raise UserError(f'method.factory={path}: its Options need a name, such as name: Literal["mine"] = "mine".')
+    return {name: options}
 
 
 def _validate(section: type[Any], values: Any, prefix: str, methods: Methods) -> Any:
@@ -164,7 +181,8 @@ def help_text(methods: Methods) -> str:
     for name, field in RunConfig.model_fields.items():
         if name == "method":
             lines += ["", f"method: {MethodOptions.__doc__}", f"  method.name={next(iter(methods))}"]
-            lines += [f"      The algorithm: {', '.join(methods)}."]
+            lines += [_meaning(f"The algorithm: {', '.join(methods)}.")]
+            lines += _describe("method.factory", MethodOptions.model_fields["factory"])
             for method, options in methods.items():
                 lines += ["", f"with method.name={method}: {options.__doc__}"]
                 lines += _describe_section("method", options)
@@ -181,12 +199,16 @@ def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
 
 def _describe_section(name: str, section: type[Section]) -> list[str]:
     rows = [(f"{name}.{key}", field) for key, field in section.model_fields.items()]
-    return [line for key, field in rows if key != "method.name" for line in _describe(key, field)]
+    once = ("method.name", "method.factory")
+    return [line for key, field in rows if key not in once for line in _describe(key, field)]
 
 
 def _describe(key: str, field: Any) -> list[str]:
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     allowed = " | ".join(map(str, choices)) if choices else getattr(field.annotation, "__name__", "")
     default = dialect.write(field.default, flow=True).removesuffix("...\n").strip()
-    meaning = textwrap.fill(" ".join(field.description.split()), 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return [f"  {key}={default}  ({allowed})", meaning]
+    return [f"  {key}={default}  ({allowed})", _meaning(field.description)]
+
+
+def _meaning(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 100, initial_indent=" " * 6, subsequent_indent=" " * 6)

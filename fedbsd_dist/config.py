@@ -148,6 +148,8 @@ class MethodOptions(Section):
 
     name: str
     """The algorithm."""
+    factory: str = ""
+    """`package.module:Class`, a method of your own, in place of those that `name` knows."""
     mean: Literal["samples", "plain"] = "samples"
     """Weight of a client in the mean of what crosses: its training samples, or 1."""
 

@@ -16,7 +16,7 @@ from fedbsd_dist.data.samples import Samples
 from fedbsd_dist.data.shards import Shards
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.federation import cohort_size, private_groups, shared_groups
-from fedbsd_dist.methods import METHODS
+from fedbsd_dist.methods import make_method
 from fedbsd_dist.methods.contract import Method
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.models.split import build_model
@@ -172,7 +172,7 @@ def make_plan(config: RunConfig, world: World) -> Plan:
     config, partition = divide(samples, config)
     height, width, channels = samples.x.shape[1:]
     split = build_model(config.model, (channels, height, width), len(samples.classes), config.seed)
-    method = METHODS[config.method.name](config.method, config.train)
+    method = make_method(config.method, config.train)
     model = FlatModel(split, placement.device, norm_apart=method.local_norm)
     method.check(model)
     model.extend(method.extras(model.groups))

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from fedbsd_dist.config import MethodOptions
+from fedbsd_dist.config import MethodOptions, Train
+from fedbsd_dist.errors import UserError
+from fedbsd_dist.factories import resolve
 from fedbsd_dist.methods.apfl import APFL
 from fedbsd_dist.methods.contract import Method
 from fedbsd_dist.methods.ditto import Ditto
@@ -22,6 +24,7 @@ from fedbsd_dist.methods.per_fedavg import PerFedAvg
 from fedbsd_dist.methods.pfedme import PFedMe
 from fedbsd_dist.methods.pfedsd import PFedSD
 from fedbsd_dist.methods.scaffold import Scaffold
+from fedbsd_dist.models.flat import PARAMETERS
 
 METHODS: dict[str, type[Method[Any]]] = {
     "fedbsd": FedBSD,
@@ -46,3 +49,19 @@ METHODS: dict[str, type[Method[Any]]] = {
 """The first is the default."""
 
 OPTIONS: dict[str, type[MethodOptions]] = {name: method.Options for name, method in METHODS.items()}
+
+
+def make_method(options: MethodOptions, train: Train) -> Method[Any]:
+    """The method of a configuration. Raises UserError where `method.factory` names none that could be used."""
+    if not options.factory:
+        return METHODS[options.name](options, train)
+    chosen, said = resolve(options.factory, "method.factory"), f"method.factory={options.factory}"
+    if not isinstance(chosen, type) or not issubclass(chosen, Method):
+        raise UserError(f"{said}: must be a subclass of fedbsd_dist.methods.contract.Method.")
+    missing = chosen.__abstractmethods__ | {name for name in ("shared",) if not hasattr(chosen, name)}
+    if missing:
+        raise UserError(f"{said}: does not define {', '.join(sorted(missing))}.")
+    unknown = {*chosen.shared, *chosen.fixed} - {*PARAMETERS}
+    if unknown:
+        raise UserError(f"{said}: shares or fixes {', '.join(sorted(unknown))}; there are {', '.join(PARAMETERS)}.")
+    return chosen(options, train)
