@@ -21,6 +21,7 @@ from test_federation import NORM, bits, build, clients_bits
 from torch import Tensor
 
 from fedbsd_dist.client import Turn
+from fedbsd_dist.methods import METHODS
 from fedbsd_dist.wire.channel import Channel, ChannelRefusal
 from fedbsd_dist.wire.ledger import Ledger
 from fedbsd_dist.wire.world import Placement, World
@@ -258,6 +259,39 @@ def test_a_head_that_became_nan_after_learning_is_felt_by_nobody_else(options):
         assert np.isnan(np.frombuffer(state.pop("head"), np.float32)).all()  # the taint was there
         assert honest[1][2][client].pop("head")
         assert state == honest[1][2][client]
+
+
+def _taint_all(world: World, method: str, taint: bool) -> tuple[dict, dict, dict]:
+    """A round in which all that rank 1's clients keep becomes NaN after learning: (aggregate, shared state, clients'
+    state).
+    """
+    federation = build(world, "wire.sum=exact", NORM, f"method.name={method}")
+    learn, aggregates = federation.method.learn, []
+
+    def learn_and_taint(turn: Turn) -> Tensor:
+        losses = learn(turn)
+        for name in turn.private if taint and world.rank == 1 else ():
+            turn.model.buffers[name].fill_(torch.nan)
+        return losses
+
+    reduce = federation.channel.reduce
+    federation.method.learn = learn_and_taint
+    federation.channel.reduce = lambda *given: aggregates.append(reduce(*given)) or aggregates[-1]
+    federation.round(1)
+    aggregate = {"metrics": aggregates[0].metrics.tobytes(), **bits(aggregates[0].groups)}
+    return aggregate, bits(federation.shared), clients_bits(federation)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("fedavg", "fedavg_ft", "fedprox")])
+def test_what_a_client_keeps_is_felt_by_nobody_else_in_any_method(method):
+    """Heads, personal models, control variates, batch norm, teachers: whatever a method leaves with a client."""
+    honest, tainted = (run_ranks(3, _taint_all, method, taint) for taint in (False, True))
+    kept = {name for state in honest[1][2].values() for name in state}
+    assert bool(kept) == (method not in ("per_fedavg", "fedbabu"))
+    for rank in range(3):
+        assert tainted[rank][:2] == honest[rank][:2]
+    assert tainted[2][2] == honest[2][2]
+    assert (tainted[1][2] != honest[1][2]) == bool(kept)
 
 
 def test_a_head_that_became_nan_ends_a_run_that_shares_heads():

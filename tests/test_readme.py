@@ -22,7 +22,6 @@ def test_the_method_of_ones_own(tmp_path: Path, monkeypatch) -> None:
     assert 30 <= len(code.splitlines()) <= 50
     (tmp_path / "readme_method.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}")
     options = ("method.factory=readme_method:SmoothHead", "train.participation=1.0")
     states = {}
     for keep in (0.0, 0.5):
