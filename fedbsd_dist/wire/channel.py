@@ -27,6 +27,7 @@ RANGE_BITS = 10
 SCALAR_BITS = 20
 """Fraction bits of weights, metrics and seconds in an exact sum (resolution 1e-6)."""
 
+REMEDY = "Lower the learning rate: train.lr, or the method's own where it has one."
 
 MAX_WIDTH = 32
 """Numbers a row that `gather` takes: a digest's."""
@@ -145,11 +146,11 @@ class Channel:
         if refused:
             self._world.fail(
                 f"round {round}: the learning of {refused} client(s) diverged (values not finite or beyond "
-                f"{self._limit:g}). Lower train.lr."
+                f"{self._limit:g}). {REMEDY}"
             )
         mean = self._buffer[: self._num_parameters].double().div_(self._scale * weight).float()
         if not mean.isfinite().all():
-            self._world.fail(f"round {round}: the sum of the uploads overflows float32. Lower train.lr.")
+            self._world.fail(f"round {round}: the sum of the uploads overflows float32. {REMEDY}")
         self._buffer.zero_()
         return Aggregate(
             groups=dict(zip(sizes, mean.split(list(sizes.values())), strict=True)),
