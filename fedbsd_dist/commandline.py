@@ -41,6 +41,11 @@ def load(arguments: Sequence[str], methods: Methods) -> RunConfig:
     `methods` maps each `method.name` to its class of options; the first is the default.
     Raises UserError naming every key that is unknown or has an impossible value.
     """
+    return resolve_values(read_values(arguments), methods)
+
+
+def read_values(arguments: Sequence[str]) -> dict[str, Any]:
+    """Section -> field -> value of a command line, not checked yet."""
     values: dict[str, Any] = {}
     for argument in arguments:
         if argument.startswith("-"):
@@ -54,10 +59,16 @@ def load(arguments: Sequence[str], methods: Methods) -> RunConfig:
         if argument not in files:
             _override(values, argument)
     # an empty section in a file means its defaults
-    values = {key: {} if value is None and key != "seed" else value for key, value in values.items()}
+    return {key: {} if value is None and key != "seed" else value for key, value in values.items()}
+
+
+def resolve_values(values: Mapping[str, Any], methods: Methods) -> RunConfig:
+    """The configuration of these values; `load` says what may be wrong with them."""
+    values = dict(values)
     method = values.pop("method", {})
     if not isinstance(method, dict):
         raise UserError(f"method={method}: write method.name={method} instead.")
+    method = dict(method)
     if method.get("factory"):
         methods = _own_method(method["factory"])
     name = method.setdefault("name", next(iter(methods)))

@@ -202,6 +202,15 @@ class Wire(Section):
     """Seconds a rank waits for the others before the run is given up."""
 
 
+class Sweep(Section):
+    """Several runs in one launch: an option that is given a list makes one of each value, several their product."""
+
+    dir: str = "auto"
+    """Folder of the runs, one subfolder each, of which finished ones are skipped; `auto`: runs/sweep-DATE-TIME."""
+    slice: str = Field("0/1", pattern=r"^[0-9]+/[1-9][0-9]*$")
+    """I/N: do only the runs I, I + N, I + 2N, ..., counted from 0: a part for each of N launches."""
+
+
 class RunConfig(Section):
     """All options of a run."""
 
@@ -217,6 +226,7 @@ class RunConfig(Section):
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     wire: Wire = Wire()
+    sweep: Sweep = Sweep()
 
     def to_yaml(self) -> str:
         """The resolved configuration, which `load` reads back to the same."""

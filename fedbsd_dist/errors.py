@@ -11,6 +11,15 @@ class UserError(Exception):
     """
 
 
+class RunFailed(SystemExit):
+    """Every rank gives the run up at the same point, for a reason that the user can mend; exit code 2."""
+
+    def __init__(self, problem: str) -> None:
+        """`problem`: what the user is to be told, once."""
+        super().__init__(2)
+        self.problem = problem
+
+
 def did_you_mean(word: str, words: Iterable[str]) -> str:
     """` Did you mean A, B or C?`, with the space before it, of the nearest `words`; empty where none is near."""
     *others, last = difflib.get_close_matches(word, list(dict.fromkeys(words)), n=4) or [""]

@@ -1,40 +1,83 @@
-"""The walk through one run. From the repository's root:
+"""The walk through one run, or through the runs of a sweep. From the repository's root:
 
 torchrun --nproc_per_node=8 -m fedbsd_dist.main                        the default run
 python -m fedbsd_dist.main train.rounds=5                              a laptop, one process
 torchrun --nproc_per_node=8 -m fedbsd_dist.main run.yaml seed=1        a file of options, and one more
+torchrun --nproc_per_node=8 -m fedbsd_dist.main seed=[0,1,2]           three runs in one launch, and a table
 """
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from fedbsd_dist import environment
-from fedbsd_dist.commandline import check_flag, help_text, load
+from fedbsd_dist.commandline import check_flag, help_text
+from fedbsd_dist.config import RunConfig
+from fedbsd_dist.errors import RunFailed
 from fedbsd_dist.federation import Federation
 from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.plan import Plan, make_plan, prepare_data
 from fedbsd_dist.record import directory
 from fedbsd_dist.record.checkpoint import Checkpoints
+from fedbsd_dist.record.progress import Progress
 from fedbsd_dist.record.recorder import open_record
+from fedbsd_dist.sweep import Point, expand, part_of, placed
 from fedbsd_dist.wire.ledger import Ledger
 from fedbsd_dist.wire.world import World, entry_point, meet
 
 
 def run(arguments: Sequence[str], world: World) -> None:
-    """One run, from its command line to its record."""
-    with world.one_voice("options"):
-        check, options = check_flag(arguments)
-        environment.check()
-        config = load(options, OPTIONS)
+    """A launch, from its command line to its records."""
+    with world.ending():
+        with world.one_voice("options"):
+            check, options = check_flag(arguments)
+            environment.check()
+            points = expand(options, OPTIONS)
+        if points[0].name:
+            sweep(points, check, world)
+        else:
+            plan = planned(points[0].config, world, check)
+            if check is not None:
+                return world.say(plan.text)
+            one_run(plan, world)
+            world.leave()
+
+
+def sweep(points: Sequence[Point], check: int | None, world: World) -> None:
+    """The runs of this launch's slice, one after another in one process group, and the table of all."""
+    folder = directory.agree_sweep(points[0].config, world)
+    configs = [placed(point, folder) for point in part_of(points)]
+    # all are checked before the first begins, and planned again when it is their turn, for a plan holds memory
+    plans = (planned(config, world.within(f"check/{number}"), check) for number, config in enumerate(configs))
+    texts = [plan.text for plan in plans]
+    progress = Progress([Path(config.run.dir) for config in configs], world)
+    if check is not None:
+        return world.say(f"{texts[0]}\n\nThe first of {len(texts)} runs:\n{progress.listing}")
+    for number, config in enumerate(configs):
+        if progress.begin(number):
+            continue
+        here = world.within(f"run/{number}")
+        try:
+            one_run(planned(config, here, None), here)
+        except RunFailed as failure:
+            progress.fail(number, failure.problem)
+    world.leave()
+    progress.finish([Path(folder) / point.name for point in points])
+
+
+def planned(config: RunConfig, world: World, check: int | None) -> Plan:
+    """Finds all that can be wrong with a run. `check`: plan for a launch of so many ranks, 0 for this one's."""
     prepare_data(config, world)
     with world.one_voice("plan"):
         plan = make_plan(config, world.imagined(check) if check else world)
-        config = plan.config
-        directory.check(config)
-    if check is not None:
-        return world.say(plan.text)
+        directory.check(plan.config)
+    return plan
 
+
+def one_run(plan: Plan, world: World) -> None:
+    """Claim the run's directory, and go on from where it is."""
+    config = plan.config
     run_dir = directory.agree(config, world)
     checkpoints = Checkpoints(run_dir, config, world)
     with world.one_voice("same everywhere"):
@@ -58,19 +101,18 @@ def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, res
     federation = Federation(config, plan.method, plan.model, channel, plan.load_shards(world.rank))
     if resumed:
         checkpoints.restore(resumed, federation.shared, federation.states())
-    recorder = open_record(plan, run_dir, resumed, world)
-    recorder.say(plan.text + (f"\nresumed      after round {resumed}" if resumed else ""))
-    channel.start()
-    for number in range(resumed + 1, config.train.rounds + 1):
-        recorder.round(federation.round(number), ledger.drain())
-        if checkpoints.due(number):
-            digests = checkpoints.write(number, federation.shared, federation.states(), channel)
-            recorder.ledger(ledger.drain())
-            checkpoints.commit(number, digests)
-    state = federation.state_sha256(config.train.rounds)
-    recorder.ledger(ledger.drain())
-    recorder.finish(state)
-    world.leave()
+    with closing(open_record(plan, run_dir, resumed, world)) as recorder:
+        recorder.say(plan.text + (f"\nresumed      after round {resumed}" if resumed else ""))
+        channel.start()
+        for number in range(resumed + 1, config.train.rounds + 1):
+            recorder.round(federation.round(number), ledger.drain())
+            if checkpoints.due(number):
+                digests = checkpoints.write(number, federation.shared, federation.states(), channel)
+                recorder.ledger(ledger.drain())
+                checkpoints.commit(number, digests)
+        state = federation.state_sha256(config.train.rounds)
+        recorder.ledger(ledger.drain())
+        recorder.finish(state)
 
 
 def main() -> None:

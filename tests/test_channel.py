@@ -178,7 +178,8 @@ def _diverge(world: World, exact: bool, bad: float, folder: Path) -> tuple[int, 
     with (folder / str(world.rank)).open("w+") as file:
         os.dup2(file.fileno(), 2)
         try:
-            channel.reduce(7)
+            with world.ending():
+                channel.reduce(7)
         except SystemExit as leaving:
             return leaving.code, (folder / str(world.rank)).read_text()
     raise AssertionError("the reduction went through")

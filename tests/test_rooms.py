@@ -16,7 +16,7 @@ SOURCES = {path.relative_to(ROOT): path.read_text() for path in sorted((ROOT / P
 
 FLOORS = [
     {"main", "preview"},
-    {"overview"},
+    {"overview", "sweep"},
     {"record", "pictures"},
     {"plan"},
     {"federation"},

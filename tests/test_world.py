@@ -26,13 +26,14 @@ def _speak(world: World, folder: Path, problems: dict[int, str]) -> tuple[int | 
     with (folder / str(world.rank)).open("w") as file:
         os.dup2(file.fileno(), 2)
         try:
-            with world.one_voice("first"):
-                passed.append("first")
-            with world.one_voice("second"):
-                if world.rank in problems:
-                    raise UserError(problems[world.rank])
-                passed.append("second")
-            passed.append("after")
+            with world.ending():
+                with world.one_voice("first"):
+                    passed.append("first")
+                with world.one_voice("second"):
+                    if world.rank in problems:
+                        raise UserError(problems[world.rank])
+                    passed.append("second")
+                passed.append("after")
         except SystemExit as leaving:
             return leaving.code, (folder / str(world.rank)).read_text(), passed
     return None, (folder / str(world.rank)).read_text(), passed

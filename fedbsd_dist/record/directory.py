@@ -31,9 +31,19 @@ def agree(config: RunConfig, world: World) -> Path:
     """`run.dir`, or for `auto` a new name, the server's."""
     if config.run.dir != AUTO:
         return Path(config.run.dir)
-    name = f"{config.method.name}-{config.data.source}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (name if count == 1 else f"{name}-{count}" for count in itertools.count(1))
-    return Path(world.told("run directory", str(next(p for p in map(Path("runs").joinpath, names) if not p.exists()))))
+    return _new(f"{config.method.name}-{config.data.source}-s{config.seed}", "run directory", world)
+
+
+def agree_sweep(config: RunConfig, world: World) -> str:
+    """`sweep.dir`, or for `auto` a new name, the server's."""
+    return config.sweep.dir if config.sweep.dir != AUTO else str(_new("sweep", "folder of the sweep", world))
+
+
+def _new(name: str, what: str, world: World) -> Path:
+    """The server's name for what is not there yet, below `runs`."""
+    dated = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (dated if count == 1 else f"{dated}-{count}" for count in itertools.count(1))
+    return Path(world.told(what, str(next(p for p in map(Path("runs").joinpath, names) if not p.exists()))))
 
 
 def check(config: RunConfig) -> None:
@@ -83,7 +93,7 @@ def settings_sha256(config: RunConfig) -> str:
         "train": {"rounds"},
         "wire": {"timeout"},
     }
-    settings = config.model_dump(exclude={**apart, "checkpoint": True})
+    settings = config.model_dump(exclude={**apart, "checkpoint": True, "sweep": True})
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

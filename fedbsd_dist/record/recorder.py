@@ -47,6 +47,9 @@ class Silence:
     def finish(self, state_sha256: str) -> None:
         """Nothing."""
 
+    def close(self) -> None:
+        """Nothing."""
+
 
 class Recorder(Silence):
     """Writes metrics.jsonl, clients.csv, ledger.jsonl and summary.json, and shows them as they come."""
@@ -163,8 +166,11 @@ class Recorder(Silence):
             "settings_sha256": settings_sha256(self._config),
         }
         write_atomically(self._run / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
-        self._tensorboard.close()
         self.say("\n" + console.closing(summary, str(self._run)))
+
+    def close(self) -> None:
+        """Let go of the files, also of a run that is given up."""
+        self._tensorboard.close()
 
 
 def open_record(plan: Plan, run: Path, resumed: int, world: World) -> Silence:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from fedbsd_dist.errors import UserError
+from fedbsd_dist.errors import RunFailed, UserError
 
 MEETING_TIMEOUT = timedelta(minutes=30)
 
@@ -63,14 +63,25 @@ class World:
             self.fail(problem)
 
     def fail(self, problem: str) -> NoReturn:
-        """Called by every rank: the server tells the user, and all exit with code 2."""
-        if self.is_server:
-            print(f"fedbsd_dist: {problem}", file=sys.stderr, flush=True)
-        # torchrun ends the others as soon as one rank has gone; each finishes with its own exit code
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        self.wait("failed")
-        self.part()
-        raise SystemExit(2)
+        """Called by every rank at the same point: gives the run up."""
+        raise RunFailed(problem)
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Where a run is given up in the block, the server tells the user why, and all exit with code 2."""
+        try:
+            yield
+        except RunFailed as failure:
+            self.complain(failure.problem)
+            # torchrun ends the others as soon as one rank has gone; each finishes with its own exit code
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self.wait("failed")
+            self.part()
+            raise
+
+    def within(self, name: str) -> "World":
+        """The same world for one of several runs: what is said in them does not mix."""
+        return replace(self, store=dist.PrefixStore(name, self.store))
 
     def part(self) -> None:
         """Rank 0, which may hold the store, goes last."""
@@ -93,6 +104,11 @@ class World:
         """A word to the user, from the server alone."""
         if self.is_server:
             print(text, flush=True)
+
+    def complain(self, problem: str) -> None:
+        """A word to the user about what went wrong, from the server alone."""
+        if self.is_server:
+            print(f"fedbsd_dist: {problem}", file=sys.stderr, flush=True)
 
     def place(self, device: str) -> Placement:
         """Choose device and backend; `device` is `auto`, `cpu` or `cuda`.
@@ -121,7 +137,9 @@ class World:
         return replace(self, size=size, hosts=((self.hosts[self.rank][0], size),) * size)
 
     def join(self, placement: Placement, timeout_seconds: float) -> None:
-        """Make the process group. Under NCCL, gloo still carries the host's tensors."""
+        """Make the process group, if this launch has none yet. Under NCCL, gloo still carries the host's tensors."""
+        if dist.is_initialized():
+            return
         nccl = placement.backend == "nccl"
         if placement.device.type == "cuda":
             torch.cuda.set_device(placement.device)
@@ -136,9 +154,10 @@ class World:
         dist.barrier()
 
     def leave(self) -> None:
-        """Take the group down. On success only: after an error, teardown could be what hangs."""
-        dist.barrier()
-        dist.destroy_process_group()
+        """Take the group down, if there is one. On success only: after an error, teardown could be what hangs."""
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
 
 
 def meet() -> World:

@@ -1,0 +1,60 @@
+"""Where a sweep stands: a line before each of its runs, and the table that it ends with."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedbsd_dist.record.directory import is_finished
+from fedbsd_dist.units import duration
+from fedbsd_dist.wire.world import World
+
+
+class Progress:
+    """Of the runs of one launch; every rank has it, the server speaks."""
+
+    def __init__(self, runs: Sequence[Path], world: World) -> None:
+        """`runs`: the directory of each. Every rank hears from the server which are finished already."""
+        self._runs, self._world = runs, world
+        states = "".join("01"[is_finished(run)] for run in runs) if world.is_server else ""
+        self._done = [state == "1" for state in world.told("finished runs", states)]
+        self._left = self._done.count(False)
+        self._start, self._made = time.perf_counter(), 0
+        self._failed: list[str] = []
+
+    @property
+    def listing(self) -> str:
+        """A line a run."""
+        states = ("finished" if done else "to do" for done in self._done)
+        return "\n".join(f"  {state:9} {run.name}" for state, run in zip(states, self._runs, strict=True))
+
+    def begin(self, number: int) -> bool:
+        """Say that a run is next; whether it is finished already, and to be skipped."""
+        head = f"run {number + 1} of {len(self._runs)}: {self._runs[number].name}"
+        if self._done[number]:
+            self._world.say(f"{head}  finished already")
+            return True
+        left = ""
+        if self._made:
+            seconds = (time.perf_counter() - self._start) / self._made * (self._left - self._made)
+            left = f"  ({self._made} made, about {duration(seconds)} left)"
+        self._made += 1
+        self._world.say(f"\n{head}{left}")
+        return False
+
+    def fail(self, number: int, problem: str) -> None:
+        """A run was given up, and the others go on."""
+        self._world.complain(f"{self._runs[number].name}: {problem} The other runs go on.")
+        self._failed.append(self._runs[number].name)
+
+    def finish(self, runs: Sequence[Path]) -> None:
+        """Compare all runs of the sweep, other launches' too; fails where one of this launch did."""
+        if self._world.is_server:
+            from fedbsd_dist.record.compare import comparison
+
+            finished = [run for run in runs if is_finished(run)]
+            missing = f"\n\n{len(runs) - len(finished)} of the {len(runs)} runs of this sweep are not finished."
+            took = f"\n\n{self._made} runs in {duration(time.perf_counter() - self._start)}\n\n"
+            table = comparison(finished) if finished else ""
+            self._world.say(took + table + (missing if len(finished) < len(runs) else ""))
+        if self._failed:
+            self._world.fail(f"{len(self._failed)} of {len(self._runs)} runs failed: {', '.join(self._failed)}.")

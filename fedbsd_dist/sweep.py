@@ -1,0 +1,144 @@
+"""Several runs in one launch: `seed=[0,1,2] method.name=[fedavg,fedbsd]` is the product of the lists.
+
+A list where an option takes one value is an axis. For the whole section `method` an element is a name, or a mapping
+of the method's own options: `method=[fedavg, {name: pfedme, lr: 0.01}]`. Later axes change faster.
+"""
+
+import copy
+import hashlib
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_origin
+
+from fedbsd_dist.commandline import Methods, read_values, resolve_values
+from fedbsd_dist.config import RunConfig, Section
+from fedbsd_dist.errors import UserError
+
+LONGEST = 100
+"""Characters of a run's name; a longer one is cut and gets a digest."""
+OF_THE_LAUNCH = ("run", "sweep")
+"""Sections whose options are the same for all runs of a launch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One run of a sweep."""
+
+    name: str
+    """Of its folder in `sweep.dir`; empty for a run that is no sweep's."""
+    config: RunConfig
+
+
+def expand(arguments: Sequence[str], methods: Methods) -> list[Point]:
+    """The runs of a command line: one without a name, or those of a sweep, all slices together.
+
+    Raises UserError as `commandline.load` does, for each of them, and for a sweep that cannot be one.
+    """
+    values = read_values(arguments)
+    axes = list(_axes(values))
+    if not axes:
+        config = resolve_values(values, methods)
+        if config.sweep != type(config.sweep)():
+            raise UserError("sweep.dir, sweep.slice: no option is given a list, so there is nothing to sweep.")
+        return [Point(name="", config=config)]
+    points = []
+    for chosen in itertools.product(*(choices for _, choices in axes)):
+        at = copy.deepcopy(values)
+        for (path, _), value in zip(axes, chosen, strict=True):
+            _set(at, path, value)
+        name = _name([(path, value) for (path, _), value in zip(axes, chosen, strict=True)])
+        try:
+            points.append(Point(name=name, config=resolve_values(at, methods)))
+        except UserError as error:
+            raise UserError(f"the run {name} of this sweep: {error}") from None
+    _check(points)
+    return points
+
+
+def part_of(points: Sequence[Point]) -> list[Point]:
+    """The slice that `sweep.slice` asks for."""
+    part, parts = map(int, points[0].config.sweep.slice.split("/"))
+    return list(points[part::parts])
+
+
+def placed(point: Point, folder: str) -> RunConfig:
+    """The configuration of the run in its own directory below `folder`: it goes on with what is there, and read back
+    it is that run alone.
+    """
+    config = point.config
+    resume = "never" if config.run.overwrite else "auto"
+    run = config.run.model_copy(update={"dir": f"{folder}/{point.name}", "resume": resume})
+    return config.model_copy(update={"run": run, "sweep": type(config.sweep)()})
+
+
+def _axes(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            for field, choices in value.items():
+                if isinstance(choices, list) and (not _takes_list(key, field) or _all_lists(choices)):
+                    yield (key, field), _checked(f"{key}.{field}", choices)
+        elif isinstance(value, list):
+            yield (key,), _checked(key, value)
+
+
+def _takes_list(section: str, field: str) -> bool:
+    """Whether the option's one value is a list."""
+    known = RunConfig.model_fields.get(section)
+    options = known.annotation if known else None
+    if not isinstance(options, type) or not issubclass(options, Section) or field not in options.model_fields:
+        return False
+    return get_origin(options.model_fields[field].annotation) is list
+
+
+def _all_lists(choices: list[Any]) -> bool:
+    return bool(choices) and all(isinstance(choice, list) for choice in choices)
+
+
+def _checked(key: str, choices: list[Any]) -> list[Any]:
+    section = key.partition(".")[0]
+    if not choices:
+        raise UserError(f"{key}=[]: an empty list; give the values to run, or leave it out.")
+    if section in OF_THE_LAUNCH:
+        raise UserError(f"{key}={choices}: is the same for all runs of a launch. Give one value.")
+    if "." not in key and key not in ("seed", "method"):
+        raise UserError(f"{key}={choices}: {key} is a section; sweep its fields, {key}.FIELD=[VALUE,VALUE].")
+    return choices
+
+
+def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    if path == ("method",) and not isinstance(value, dict):
+        value = {"name": value}
+    if len(path) == 1:
+        values[path[0]] = value
+    else:
+        values[path[0]][path[1]] = value
+
+
+def _name(chosen: Sequence[tuple[tuple[str, ...], Any]]) -> str:
+    parts = []
+    for path, value in chosen:
+        if path[0] == "method" and path[-1] in ("method", "name"):
+            options = dict(value) if isinstance(value, Mapping) else {"name": value}
+            parts.append("-".join([str(options.pop("name", "")), *(f"{key}{of}" for key, of in options.items())]))
+        else:
+            parts.append(f"{path[-1]}{value}")
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", "_".join(parts)).strip(".-")
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _check(points: Sequence[Point]) -> None:
+    first = points[0].config
+    if first.run.dir != "auto":
+        raise UserError(f"run.dir={first.run.dir}: the runs of a sweep have a folder each. Set sweep.dir instead.")
+    part, parts = map(int, first.sweep.slice.split("/"))
+    if part >= parts:
+        raise UserError(
+            f"sweep.slice={first.sweep.slice}: slices are counted from 0, so 0/{parts} to {parts - 1}/{parts}."
+        )
+    seen: dict[str, Point] = {}
+    for point in points:
+        if point.name in seen:
+            raise UserError(f"two runs of this sweep would be called {point.name}; give every value once.")
+        seen[point.name] = point
