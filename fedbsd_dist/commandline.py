@@ -217,7 +217,7 @@ def _describe_section(name: str, section: type[Section]) -> list[str]:
 def _describe(key: str, field: Any) -> list[str]:
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     allowed = " | ".join(map(str, choices)) if choices else getattr(field.annotation, "__name__", "")
-    default = dialect.write(field.default, flow=True).removesuffix("...\n").strip()
+    default = dialect.inline(field.default)
     return [f"  {key}={default}  ({allowed})", _meaning(field.description)]
 
 

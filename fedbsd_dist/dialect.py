@@ -39,3 +39,8 @@ def parse(text: str) -> Any:
 def write(values: Any, *, flow: bool = False) -> str:
     """Text that `parse` reads back to the same; `flow`: on one line."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=flow)
+
+
+def inline(value: Any) -> str:
+    """A value as it stands behind `option=`."""
+    return write(value, flow=True).removesuffix("...\n").strip()

@@ -15,7 +15,7 @@ PACKAGE = "fedbsd_dist"
 SOURCES = {path.relative_to(ROOT): path.read_text() for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
 
 FLOORS = [
-    {"main", "preview"},
+    {"main", "preview", "report"},
     {"overview", "sweep"},
     {"record", "pictures"},
     {"plan"},
