@@ -117,8 +117,9 @@ def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 
 def _name(chosen: Sequence[tuple[tuple[str, ...], Any]]) -> str:
+    """The method first, the seed last, whatever the order of the axes."""
     parts = []
-    for path, value in chosen:
+    for path, value in sorted(chosen, key=lambda axis: (axis[0][0] == "seed") - (axis[0][0] == "method")):
         if path[0] == "method" and path[-1] in ("method", "name"):
             options = dict(value) if isinstance(value, Mapping) else {"name": value}
             parts.append("-".join([str(options.pop("name", "")), *(f"{key}{of}" for key, of in options.items())]))

@@ -127,14 +127,16 @@ def _table(rows: Rows, groups: Sequence[Group]) -> str:
         f'<th class="words">{cell}</th>' if cell in WORDS else f"<th>{html.escape(cell)}</th>" for cell in heading
     )
     lines = [f"<tr>{''.join(titles)}</tr>"]
-    for row in body:
-        mark = ' class="baseline"' if row[0] in baseline else ""
-        cells = (
-            f'<td class="words">{html.escape(cell)}</td>' if title in WORDS else f"<td>{html.escape(cell)}</td>"
-            for title, cell in zip(heading, row, strict=True)
-        )
-        lines.append(f"<tr{mark}>{''.join(cells)}</tr>")
+    lines += [_row("td", heading, row, "baseline" if row[0] in baseline else "") for row in body]
     return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+
+
+def _row(tag: str, heading: Sequence[str], cells: Sequence[str], mark: str = "") -> str:
+    written = (
+        f'<{tag} class="{"words" if title in WORDS else ""}">{html.escape(cell)}</{tag}>'
+        for title, cell in zip(heading, cells, strict=True)
+    )
+    return f'<tr class="{mark}">{"".join(written)}</tr>'
 
 
 def _picture(section: Section, groups: Sequence[Group]) -> str:
