@@ -179,7 +179,8 @@ def test_check_lists_the_runs_and_leaves_nothing(swept: Path, tmp_path: Path):
     before = tree(swept)
     _, out, _ = launch(swept, 1, *AXES, "data.alpha=[0.1]", "--check")
     assert "bytes a round" in out
-    assert [line.split() for line in out.splitlines()[-4:]] == [
+    listed = [f"  to do     {name.replace('_', '_alpha0.1_')}" for name in NAMES]
+    assert out.splitlines()[-4:] == listed
         ["to", "do", name.replace("_", "_alpha0.1_")] for name in NAMES
     ]
     assert launch(swept, 1, *AXES, "--check")[1].count("  finished  ") == 4
