@@ -14,15 +14,14 @@ from pathlib import Path
 from fedbsd_dist import environment
 from fedbsd_dist.commandline import check_flag, help_text
 from fedbsd_dist.config import RunConfig
-from fedbsd_dist.errors import RunFailed
 from fedbsd_dist.federation import Federation
 from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.plan import Plan, make_plan, prepare_data
 from fedbsd_dist.record import directory
 from fedbsd_dist.record.checkpoint import Checkpoints
-from fedbsd_dist.record.progress import Progress
 from fedbsd_dist.record.recorder import open_record
-from fedbsd_dist.sweep import Point, expand, part_of, placed
+from fedbsd_dist.series import run_all
+from fedbsd_dist.sweep import expand
 from fedbsd_dist.wire.ledger import Ledger
 from fedbsd_dist.wire.world import World, entry_point, meet
 
@@ -35,35 +34,12 @@ def run(arguments: Sequence[str], world: World) -> None:
             environment.check()
             points = expand(options, OPTIONS)
         if points[0].name:
-            sweep(points, check, world)
-        else:
-            plan = planned(points[0].config, world, check)
-            if check is not None:
-                return world.say(plan.text)
-            one_run(plan, world)
-            world.leave()
-
-
-def sweep(points: Sequence[Point], check: int | None, world: World) -> None:
-    """The runs of this launch's slice, one after another in one process group, and the table of all."""
-    folder = directory.agree_sweep(points[0].config, world)
-    configs = [placed(point, folder) for point in part_of(points)]
-    # all are checked before the first begins, and planned again when it is their turn, for a plan holds memory
-    plans = (planned(config, world.within(f"check/{number}"), check) for number, config in enumerate(configs))
-    texts = [plan.text for plan in plans]
-    progress = Progress([Path(config.run.dir) for config in configs], world)
-    if check is not None:
-        return world.say(f"{texts[0]}\n\nThe first of {len(texts)} runs:\n{progress.listing}")
-    for number, config in enumerate(configs):
-        if progress.begin(number):
-            continue
-        here = world.within(f"run/{number}")
-        try:
-            one_run(planned(config, here, None), here)
-        except RunFailed as failure:
-            progress.fail(number, failure.problem)
-    world.leave()
-    progress.finish([Path(folder) / point.name for point in points])
+            return run_all(points, check, world, planned, one_run)
+        plan = planned(points[0].config, world, check)
+        if check is not None:
+            return world.say(plan.text)
+        one_run(plan, world)
+        world.leave()
 
 
 def planned(config: RunConfig, world: World, check: int | None) -> Plan:

@@ -16,7 +16,8 @@ SOURCES = {path.relative_to(ROOT): path.read_text() for path in sorted((ROOT / P
 
 FLOORS = [
     {"main", "preview", "report"},
-    {"overview", "sweep"},
+    {"overview", "series"},
+    {"sweep"},
     {"record", "pictures"},
     {"plan"},
     {"federation"},

@@ -181,8 +181,6 @@ def test_check_lists_the_runs_and_leaves_nothing(swept: Path, tmp_path: Path):
     assert "bytes a round" in out
     listed = [f"  to do     {name.replace('_', '_alpha0.1_')}" for name in NAMES]
     assert out.splitlines()[-4:] == listed
-        ["to", "do", name.replace("_", "_alpha0.1_")] for name in NAMES
-    ]
     assert launch(swept, 1, *AXES, "--check")[1].count("  finished  ") == 4
     assert tree(swept) == before
 

@@ -1,0 +1,43 @@
+"""The runs of a sweep, one after another in one process group, and the table of all."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fedbsd_dist.config import RunConfig
+from fedbsd_dist.errors import RunFailed
+from fedbsd_dist.plan import Plan
+from fedbsd_dist.record import directory
+from fedbsd_dist.record.progress import Progress
+from fedbsd_dist.sweep import Point, part_of, placed
+from fedbsd_dist.wire.world import World
+
+
+def run_all(
+    points: Sequence[Point],
+    check: int | None,
+    world: World,
+    planned: Callable[[RunConfig, World, int | None], Plan],
+    one_run: Callable[[Plan, World], None],
+) -> None:
+    """Do this launch's slice of `points`, each as `planned` and `one_run` would alone; `check`: only plan them.
+
+    A run that is given up is told of, and the others go on; then the launch fails at the end.
+    """
+    folder = directory.agree_sweep(points[0].config, world)
+    configs = [placed(point, folder) for point in part_of(points)]
+    # all are checked before the first begins, and planned again when it is their turn, for a plan holds memory
+    plans = (planned(config, world.within(f"check/{number}"), check) for number, config in enumerate(configs))
+    texts = [plan.text for plan in plans]
+    progress = Progress([Path(config.run.dir) for config in configs], world)
+    if check is not None:
+        return world.say("\n\n".join([*texts[:1], f"The first of {len(texts)} runs:\n{progress.listing}"]))
+    for number, config in enumerate(configs):
+        if progress.begin(number):
+            continue
+        here = world.within(f"run/{number}")
+        try:
+            one_run(planned(config, here, None), here)
+        except RunFailed as failure:
+            progress.fail(number, failure.problem)
+    world.leave()
+    progress.finish([Path(folder) / point.name for point in points])
