@@ -9,16 +9,18 @@ from torch import Tensor
 
 from fedbsd_dist.batches import LARGE_BATCH
 from fedbsd_dist.client import check_batch_norm
+from fedbsd_dist.clients import private_groups, shared_groups
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data import manifest, sources
 from fedbsd_dist.data.partition import Partition, make_partition
 from fedbsd_dist.data.samples import Samples
 from fedbsd_dist.data.shards import Shards
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.federation import cohort_size, private_groups, shared_groups
+from fedbsd_dist.federation import cohort_size
 from fedbsd_dist.methods import METHODS
 from fedbsd_dist.methods.contract import Method
 from fedbsd_dist.models.flat import FlatModel
+from fedbsd_dist.models.networks import Shape
 from fedbsd_dist.models.split import build_model
 from fedbsd_dist.units import size
 from fedbsd_dist.wire.channel import Channel
@@ -171,11 +173,7 @@ def make_plan(config: RunConfig, world: World) -> Plan:
     samples = sources.load(config.data)
     config, partition = divide(samples, config)
     height, width, channels = samples.x.shape[1:]
-    split = build_model(config.model, (channels, height, width), len(samples.classes), config.seed)
-    method = METHODS[config.method.name](config.method, config.train)
-    model = FlatModel(split, placement.device, norm_apart=method.local_norm)
-    method.check(model)
-    model.extend(method.extras(model.groups))
+    method, model = make_model(config, (channels, height, width), len(samples.classes), placement.device)
     check_batch_norm(model, config.train.batch_size, partition.train_sizes)
     first = 0 if config.server.trains or world.size == 1 else 1
     return Plan(
@@ -187,6 +185,21 @@ def make_plan(config: RunConfig, world: World) -> Plan:
         method=method,
         hosted=assign(partition.train_sizes, partition.num_new, range(first, world.size)),
     )
+
+
+def make_model(
+    config: RunConfig, shape: Shape, num_classes: int, device: torch.device
+) -> tuple[Method[Any], FlatModel]:
+    """The method, and the live model with what the method adds to it, as all clients begin.
+
+    Raises UserError for a model that cannot be built, or that the method cannot be done with.
+    """
+    method = METHODS[config.method.name](config.method, config.train)
+    split = build_model(config.model, shape, num_classes, config.seed)
+    model = FlatModel(split, device, norm_apart=method.local_norm)
+    method.check(model)
+    model.extend(method.extras(model.groups))
+    return method, model
 
 
 def divide(samples: Samples, config: RunConfig) -> tuple[RunConfig, Partition]:

@@ -20,6 +20,7 @@ FLOORS = [
     {"record", "pictures"},
     {"plan"},
     {"federation"},
+    {"clients"},
     {"methods"},
     {"client"},
     {"batches"},
