@@ -62,6 +62,18 @@ class Plan:
         """What FedAvg would upload."""
         return FLOAT * sum(self.model.buffers[group].numel() for group in self.model.groups)
 
+    @property
+    def input(self) -> dict[str, Any]:
+        """Of the model, as summary.json tells it: without it and without the run's data nobody could use the model."""
+        height, width, channels = self.samples.x.shape[1:]
+        mean, std = self.samples.mean_and_std(self.partition.learned_from)
+        return {
+            "shape": [channels, height, width],
+            "classes": list(self.samples.classes),
+            "mean": list(mean),
+            "std": list(std),
+        }
+
     def load_shards(self, rank: int) -> Shards:
         """The samples of a rank's clients, onto its device while there is room."""
         return Shards(

@@ -9,7 +9,7 @@ the newest round whose manifest and files verify. Randomness is seeded by name a
 import hashlib
 import io
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.record.directory import CHECKPOINTS, METRICS, read_lines, settings_sha256
+from fedbsd_dist.record.directory import CHECKPOINTS, CONFIG, METRICS, read_lines, settings_sha256
 from fedbsd_dist.record.files import write_atomically
 from fedbsd_dist.wire.channel import Channel
 from fedbsd_dist.wire.world import World
@@ -41,7 +41,8 @@ class Checkpoints:
 
     def due(self, round: int) -> bool:
         """Whether a checkpoint follows this round."""
-        return self._config.checkpoint.every > 0 and round % self._config.checkpoint.every == 0
+        every = self._config.checkpoint.every
+        return every > 0 and (round % every == 0 or round == self._config.train.rounds)
 
     def write(self, round: int, shared: Tensors, private: Mapping[int, Tensors], channel: Channel) -> np.ndarray:
         """Write what is this rank's to write, and wait for the others.
@@ -110,6 +111,39 @@ class Checkpoints:
         return self._folder / _folder_name(round)
 
 
+def take_up(run: Path, round: int, shared: Tensors, private: Mapping[int, Tensors]) -> None:
+    """Fill, in place, the shared state and some clients' private state with those after a round, as `restore` does.
+
+    Files of other clients need not be there, and are not read. Raises UserError for a checkpoint that is not there,
+    does not verify, or is of another model.
+    """
+    folder = run / CHECKPOINTS / _folder_name(round)
+    files = {_name(0): shared, **{_name(1 + client): state for client, state in private.items()}}
+    if _verified(folder, list(files)) is None:
+        raise UserError(
+            f"{folder}: there is no checkpoint of the run's last round with a sound {', '.join(files)}. Make the run "
+            f"again: python -m fedbsd_dist.main {run / CONFIG} run.dir=NEW checkpoint.every=10"
+        )
+    for name, tensors in files.items():
+        try:
+            _check(torch.load(folder / name, map_location="cpu", weights_only=True), tensors)
+        except Exception as error:  # of bytes that are no checkpoint, torch raises whatever comes first
+            raise UserError(
+                f"{folder / name}: does not fit the model of {run / CONFIG} ({error}). Bring back the files of the "
+                "run, and the code of a model of your own, as they were."
+            ) from None
+        _restore(folder / name, tensors)
+
+
+def _check(saved: object, tensors: Tensors) -> None:
+    """Raises ValueError where these are not values for all of `tensors`."""
+    found = saved if isinstance(saved, dict) else {}
+    sizes = {name: tuple(value.shape) for name, value in found.items() if isinstance(value, Tensor)}
+    expected = {name: tuple(value.shape) for name, value in tensors.items()}
+    if sizes != expected:
+        raise ValueError(f"it holds {sizes}, not {expected}")
+
+
 def _name(row: int) -> str:
     return f"client-{row - 1:06d}.pt" if row else "shared.pt"
 
@@ -143,12 +177,13 @@ class Manifest(BaseModel):
         return hashlib.sha256(self.model_dump_json(exclude={"own_sha256"}).encode()).hexdigest()
 
 
-def _verified(folder: Path) -> Manifest | None:
+def _verified(folder: Path, names: Sequence[str] = ()) -> Manifest | None:
+    """The manifest, where it and the files `names`, or else all, are as they were written."""
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         sound = manifest.own_sha256 == manifest.digest() and all(
-            hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-            for name, digest in manifest.files.items()
+            hashlib.sha256((folder / name).read_bytes()).hexdigest() == manifest.files.get(name)
+            for name in names or manifest.files
         )
     except (OSError, ValueError):
         return None
