@@ -35,6 +35,17 @@ GB = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
+class Input:
+    """What the model takes and tells apart, as summary.json has it."""
+
+    shape: Shape
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    """Per channel, of images / 255: an image is to be normalized by it and `std`."""
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """The same on every rank."""
 
@@ -63,16 +74,11 @@ class Plan:
         return FLOAT * sum(self.model.buffers[group].numel() for group in self.model.groups)
 
     @property
-    def input(self) -> dict[str, Any]:
-        """Of the model, as summary.json tells it: without it and without the run's data nobody could use the model."""
+    def input(self) -> Input:
+        """Of the model: what it takes to use it where the run's data is not."""
         height, width, channels = self.samples.x.shape[1:]
         mean, std = self.samples.mean_and_std(self.partition.learned_from)
-        return {
-            "shape": [channels, height, width],
-            "classes": list(self.samples.classes),
-            "mean": list(mean),
-            "std": list(std),
-        }
+        return Input(shape=(channels, height, width), classes=self.samples.classes, mean=mean, std=std)
 
     def load_shards(self, rank: int) -> Shards:
         """The samples of a rank's clients, onto its device while there is room."""

@@ -119,29 +119,37 @@ def take_up(run: Path, round: int, shared: Tensors, private: Mapping[int, Tensor
     """
     folder = run / CHECKPOINTS / _folder_name(round)
     files = {_name(0): shared, **{_name(1 + client): state for client, state in private.items()}}
-    if _verified(folder, list(files)) is None:
+    manifest = _verified(folder, list(files))
+    if manifest is None or manifest.round != round:
         raise UserError(
-            f"{folder}: there is no checkpoint of the run's last round with a sound {', '.join(files)}. Make the run "
-            f"again: python -m fedbsd_dist.main {run / CONFIG} run.dir=NEW checkpoint.every=10"
+            f"{folder}: is no checkpoint of the run's last round whose {', '.join(files)} can be read and are as they "
+            f"were written. Make the run again: "
+            f"python -m fedbsd_dist.main {run / CONFIG} run.dir=NEW checkpoint.every=10"
         )
     for name, tensors in files.items():
-        try:
-            _check(torch.load(folder / name, map_location="cpu", weights_only=True), tensors)
-        except Exception as error:  # of bytes that are no checkpoint, torch raises whatever comes first
+        found, expected = _fill(folder / name, tensors), _sizes(tensors)
+        if found != expected:
             raise UserError(
-                f"{folder / name}: does not fit the model of {run / CONFIG} ({error}). Bring back the files of the "
-                "run, and the code of a model of your own, as they were."
-            ) from None
-        _restore(folder / name, tensors)
+                f"{folder / name}: holds {found}, and the model of {run / CONFIG} has {expected}. Bring back the files "
+                "of the run, and the code of a model of your own, as they were."
+            )
 
 
-def _check(saved: object, tensors: Tensors) -> None:
-    """Raises ValueError where these are not values for all of `tensors`."""
-    found = saved if isinstance(saved, dict) else {}
-    sizes = {name: tuple(value.shape) for name, value in found.items() if isinstance(value, Tensor)}
-    expected = {name: tuple(value.shape) for name, value in tensors.items()}
-    if sizes != expected:
-        raise ValueError(f"it holds {sizes}, not {expected}")
+def _fill(path: Path, tensors: Tensors) -> object:
+    """`_restore`, where the file's tensors are of the sizes of `tensors`. Returns its sizes, or what it is instead."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        sizes = _sizes(saved)
+        if sizes == _sizes(tensors):
+            for group, values in saved.items():
+                tensors[group].copy_(values)
+        return sizes
+    except Exception:  # of bytes that are no checkpoint, torch raises whatever comes first
+        return "something else than tensors"
+
+
+def _sizes(tensors: Tensors) -> dict[str, str]:
+    return {group: f"{value.dtype} {[*value.shape]}" for group, value in tensors.items()}
 
 
 def _name(row: int) -> str:
