@@ -183,10 +183,10 @@ class Evaluate(Section):
 
 
 class Checkpoint(Section):
-    """What a killed run goes on from (`run.resume=auto`)."""
+    """What a killed run goes on from (`run.resume=auto`), and what is done with a finished one."""
 
     every: int = Field(10, ge=0)
-    """Rounds from one checkpoint to the next; 0: none."""
+    """Rounds from one checkpoint to the next, and after the last one; 0: none."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints kept."""
 

@@ -8,16 +8,16 @@ import hashlib
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from fedbsd_dist.client import Turn
+from fedbsd_dist.clients import Clients
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.evaluation import Stages
 from fedbsd_dist.methods.contract import AnyOptions, Method
-from fedbsd_dist.models.flat import STATISTICS, FlatModel, State
+from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.randomness import generator
 from fedbsd_dist.wire.channel import Channel
 
@@ -41,8 +41,8 @@ class Report:
     evaluation_seconds: float
 
 
-class Federation:
-    """The shared state and, on this rank, the private state of the clients it hosts."""
+class Federation(Clients):
+    """The clients of this rank, and its part in every round."""
 
     def __init__(
         self,
@@ -53,52 +53,14 @@ class Federation:
         shards: Mapping[int, Shard],
     ) -> None:
         """`shards`: of this rank's clients, the new ones too. All clients begin with the model's present state."""
-        self.config, self.method, self.model, self.channel, self.shards = (
-            config,
-            method,
-            model,
-            channel,
-            shards,
-        )
-        self.shared = {
-            name: buffer.clone() for name, buffer in shared_groups(method, model, config.model.norm_stats).items()
-        }
-        """Group -> float32 [numel]"""
-        self._start = {name: buffer.clone() for name, buffer in model.buffers.items() if name not in self.shared}
-        """All but the shared state at the start of the run: a new client's, always."""
-        self._row = {client: row for row, client in enumerate(self._training)}
-        self.private = {
-            name: self._start[name].repeat(len(self._row), 1) for name in private_groups(method, model, self.shared)
-        }
-        """Group -> float32 [this rank's training clients, numel], in the order of `shards`"""
-
-    @property
-    def _training(self) -> list[int]:
-        """This rank's clients that train."""
-        return [client for client in self.shards if client < self.config.data.num_clients]
+        super().__init__(config, method, model, shards)
+        self.channel = channel
 
     def cohort(self, round: int) -> list[int]:
         """The clients of a round, ascending; drawn by (seed, round), whatever the ranks."""
         clients = self.config.data.num_clients
         size = cohort_size(self.config.train.participation, clients)
         return sorted(generator(self.config.seed, "cohort", round).choice(clients, size, replace=False).tolist())
-
-    def receive(self, client: int, round: int) -> Turn:
-        """Load the live model with the shared state and the client's private state."""
-        private = {}
-        if client in self._row:
-            private = {name: rows[self._row[client]] for name, rows in self.private.items()}
-        self.model.put({**self._start, **self.shared, **private})
-        return Turn(
-            client=client,
-            round=round,
-            seed=self.config.seed,
-            options=self.config.train,
-            augmentation=self.config.augment,
-            model=self.model,
-            shard=self.shards[client],
-            private=private,
-        )
 
     def round(self, number: int) -> Report:
         """One communication round; every rank calls it. `number` counts from 1.
@@ -147,16 +109,6 @@ class Federation:
         for name, row in turn.private.items():
             row.copy_(self.model.buffers[name])
 
-    def deployed(self, client: int, round: int) -> Turn:
-        """The client has received, and the live model is its personal one."""
-        turn = self.receive(client, round)
-        if client not in self._row:
-            if STATISTICS["backbone"] in self._start:
-                turn.estimate_statistics()
-            self.method.welcome(turn)
-        self.method.deploy(turn)
-        return turn
-
     def _evaluate_all(self, round: int) -> dict[str, dict[int, Test]]:
         """Every client at every stage; nothing is uploaded and no state changes."""
         stages: dict[str, dict[int, Test]] = {
@@ -180,9 +132,7 @@ class Federation:
 
     def _head_tuned(self, client: int, round: int) -> Test:
         """The personal model with the newest shared state, then its head alone."""
-        turn = self.deployed(client, round)
-        turn.tune_head(self.config.evaluate.head_epochs)
-        return turn.test()
+        return self.head_tuned(client, round, self.config.evaluate.head_epochs).test()
 
     def _finetuned(self, client: int, round: int) -> Test:
         """The newest shared state, then the method's own test-time step."""
@@ -199,14 +149,6 @@ class Federation:
         table = self.channel.gather(rows, clients, 3 * len(stages), round=round, purpose="evaluation")
         return dict(zip(stages, table.reshape(clients, len(stages), 3).swapaxes(0, 1), strict=True))
 
-    def states(self) -> dict[int, dict[str, Tensor]]:
-        """This rank's clients' private state, client -> group -> float32 [numel]."""
-        return {
-            client: {name: rows[row] for name, rows in self.private.items()}
-            for client, row in self._row.items()
-            if self.private
-        }
-
     def state_sha256(self, round: int) -> str:
         """Of the shared state and every client's private state in client order; each rank hashes its own
         clients', and only the digests cross.
@@ -220,22 +162,6 @@ class Federation:
 def cohort_size(participation: float, num_clients: int) -> int:
     """Clients in a round: the nearest whole number, halves up, at least 1."""
     return max(1, int(participation * num_clients + 0.5))
-
-
-def shared_groups(method: Method[AnyOptions], model: FlatModel, norm_stats: Literal["shared", "local"]) -> State:
-    """The live model's buffers that may cross: the parameters that the method shares, the running statistics that
-    belong to them if `norm_stats` is `shared` and batch norm is not local by the method, and shared extras.
-    """
-    crossing = {*method.shared}
-    if norm_stats == "shared" and not method.local_norm:
-        crossing |= {STATISTICS[group] for group in method.shared}
-    crossing |= {name for name, extra in method.extras(model.groups).items() if extra.shared}
-    return {name: buffer for name, buffer in model.buffers.items() if name in crossing}
-
-
-def private_groups(method: Method[AnyOptions], model: FlatModel, shared: Mapping[str, Tensor]) -> list[str]:
-    """Names of the live model's buffers of which every client has its own."""
-    return [name for name in model.buffers if name not in shared and name not in method.fixed]
 
 
 def _sha256(tensors: Iterable[Tensor]) -> bytes:

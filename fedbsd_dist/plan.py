@@ -9,16 +9,18 @@ from torch import Tensor
 
 from fedbsd_dist.batches import LARGE_BATCH
 from fedbsd_dist.client import check_batch_norm
+from fedbsd_dist.clients import private_groups, shared_groups
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data import manifest, sources
 from fedbsd_dist.data.partition import Partition, make_partition
 from fedbsd_dist.data.samples import Samples
 from fedbsd_dist.data.shards import Shards
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.federation import cohort_size, private_groups, shared_groups
+from fedbsd_dist.federation import cohort_size
 from fedbsd_dist.methods import make_method
 from fedbsd_dist.methods.contract import Method
 from fedbsd_dist.models.flat import FlatModel
+from fedbsd_dist.models.networks import Shape
 from fedbsd_dist.models.split import build_model
 from fedbsd_dist.units import size
 from fedbsd_dist.wire.channel import Channel
@@ -30,6 +32,17 @@ FLOAT = 4
 
 GB = 1e9
 """Bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """What the model takes and tells apart, as summary.json has it."""
+
+    shape: Shape
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    """Per channel, of images / 255: an image is to be normalized by it and `std`."""
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +72,13 @@ class Plan:
     def model_bytes(self) -> int:
         """What FedAvg would upload."""
         return FLOAT * sum(self.model.buffers[group].numel() for group in self.model.groups)
+
+    @property
+    def input(self) -> Input:
+        """Of the model: what it takes to use it where the run's data is not."""
+        height, width, channels = self.samples.x.shape[1:]
+        mean, std = self.samples.mean_and_std(self.partition.learned_from)
+        return Input(shape=(channels, height, width), classes=self.samples.classes, mean=mean, std=std)
 
     def load_shards(self, rank: int) -> Shards:
         """The samples of a rank's clients, onto its device while there is room."""
@@ -171,11 +191,7 @@ def make_plan(config: RunConfig, world: World) -> Plan:
     samples = sources.load(config.data)
     config, partition = divide(samples, config)
     height, width, channels = samples.x.shape[1:]
-    split = build_model(config.model, (channels, height, width), len(samples.classes), config.seed)
-    method = make_method(config.method, config.train)
-    model = FlatModel(split, placement.device, norm_apart=method.local_norm)
-    method.check(model)
-    model.extend(method.extras(model.groups))
+    method, model = make_model(config, (channels, height, width), len(samples.classes), placement.device)
     check_batch_norm(model, config.train.batch_size, partition.train_sizes)
     first = 0 if config.server.trains or world.size == 1 else 1
     return Plan(
@@ -187,6 +203,21 @@ def make_plan(config: RunConfig, world: World) -> Plan:
         method=method,
         hosted=assign(partition.train_sizes, partition.num_new, range(first, world.size)),
     )
+
+
+def make_model(
+    config: RunConfig, shape: Shape, num_classes: int, device: torch.device
+) -> tuple[Method[Any], FlatModel]:
+    """The method, and the live model with what the method adds to it, as all clients begin.
+
+    Raises UserError for a model that cannot be built, or that the method cannot be done with.
+    """
+    method = make_method(config.method, config.train)
+    split = build_model(config.model, shape, num_classes, config.seed)
+    model = FlatModel(split, device, norm_apart=method.local_norm)
+    method.check(model)
+    model.extend(method.extras(model.groups))
+    return method, model
 
 
 def divide(samples: Samples, config: RunConfig) -> tuple[RunConfig, Partition]:

@@ -1,11 +1,11 @@
 """What clients a configuration would have, without training: `python -m fedbsd_dist.data --preview`."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from fedbsd_dist import environment, overview
+from fedbsd_dist.command import start
 from fedbsd_dist.commandline import load
 from fedbsd_dist.data import manifest, sources
 from fedbsd_dist.errors import UserError
@@ -34,16 +34,7 @@ python -m fedbsd_dist.data {FLAG}=look run.yaml data.alpha=0.5 seed=1           
 
 def main() -> None:
     """Exit code 0, or 2 for what the user can mend."""
-    environment.print_any_name()
-    arguments = sys.argv[1:]
-    if not arguments or {"--help", "-h"} & set(arguments):
-        print(USAGE)
-        return
-    try:
-        print(preview(arguments))
-    except UserError as error:
-        print(f"fedbsd_dist: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    start(USAGE, preview)
 
 
 def preview(arguments: Sequence[str]) -> str:

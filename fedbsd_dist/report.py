@@ -1,10 +1,9 @@
 """Runs compared on one page: `python -m fedbsd_dist.report RUNS...`."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedbsd_dist import environment
+from fedbsd_dist.command import flags, start
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.record import compare, costs, page
 from fedbsd_dist.record.console import table
@@ -27,28 +26,19 @@ python -m fedbsd_dist.report runs/fedavg runs/fedbsd --out=look --target=0.9"""
 
 def main() -> None:
     """Exit code 0, or 2 for what the user can mend."""
-    environment.print_any_name()
-    arguments = sys.argv[1:]
-    if not arguments or {"--help", "-h"} & set(arguments):
-        print(USAGE)
-        return
-    try:
-        print(report(arguments))
-    except UserError as error:
-        print(f"fedbsd_dist: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    start(USAGE, report)
 
 
 def report(arguments: Sequence[str]) -> str:
     """Write the files; what to print."""
-    flags = dict(_flag(argument) for argument in arguments if argument.startswith("-"))
-    paths = [Path(argument) for argument in arguments if not argument.startswith("-")]
+    given, rest = flags(arguments, ("out", "target"))
+    paths = [Path(argument) for argument in rest]
     if not paths:
         raise UserError("name the directories of the runs to compare; --help says how.")
     found = find(paths)
     groups = compare.ranked(load(found))
-    target = _target(flags["--target"]) if "--target" in flags else costs.default_target(groups)
-    folder = Path(flags.get("--out") or (paths[0] if [paths[0]] == paths and paths != found else "report"))
+    target = _target(given["target"]) if "target" in given else costs.default_target(groups)
+    folder = Path(given.get("out") or (paths[0] if [paths[0]] == paths and paths != found else "report"))
     files = {HTML: page.as_html(groups, target), MARKDOWN: page.as_markdown(groups, target)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,13 +48,6 @@ def report(arguments: Sequence[str]) -> str:
         raise UserError(f"--out={folder}: cannot write there ({error.strerror}). Choose another folder.") from None
     written = ", ".join(str(folder / name) for name in files)
     return f"{table(compare.accuracies(groups))}\n\nwritten: {written}"
-
-
-def _flag(argument: str) -> tuple[str, str]:
-    name, _, value = argument.partition("=")
-    if name not in ("--out", "--target") or not value:
-        raise UserError(f"{argument}: no such flag. There are --out=FOLDER, --target=ACCURACY and --help.")
-    return name, value
 
 
 def _target(text: str) -> float:

@@ -83,6 +83,7 @@ def test_every_collective_of_a_run_has_its_line(tmp_path, size, options, groups)
         (2, "checkpoint"),
         (3, "aggregate"),
         (3, "evaluation"),
+        (3, "checkpoint"),
         (3, "state digest"),
     ]
     for line in lines:

@@ -9,8 +9,8 @@ from ranks import run_ranks
 from test_federation import SHORT, build
 from torch import nn
 
+from fedbsd_dist.clients import shared_groups
 from fedbsd_dist.commandline import load
-from fedbsd_dist.federation import shared_groups
 from fedbsd_dist.methods import METHODS, OPTIONS
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.models.split import build_model

@@ -15,12 +15,13 @@ PACKAGE = "fedbsd_dist"
 SOURCES = {path.relative_to(ROOT): path.read_text() for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
 
 FLOORS = [
-    {"main", "preview", "report"},
-    {"overview", "series"},
+    {"main", "preview", "export", "adapt", "report"},
+    {"overview", "series", "command"},
     {"sweep"},
     {"record", "pictures"},
     {"plan"},
     {"federation"},
+    {"clients"},
     {"methods"},
     {"client"},
     {"batches"},
@@ -223,7 +224,7 @@ def test_a_door_only_opens():
 
 PROBE = """
 import sys, threading
-import fedbsd_dist.main, fedbsd_dist.preview, fedbsd_dist.data.__main__
+import fedbsd_dist.main, fedbsd_dist.preview, fedbsd_dist.data.__main__, fedbsd_dist.export, fedbsd_dist.adapt
 import torch
 print(__import__("json").dumps({
     "modules": sorted(sys.modules),

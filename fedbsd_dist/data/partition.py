@@ -177,6 +177,12 @@ def _natural(samples: Samples, data: Data, seed: int) -> tuple[list[Ints], list[
     return _split_owned(samples, [by_owner[owner] for owner in owners], data, seed)
 
 
+def split_alone(samples: Samples, data: Data, seed: int) -> tuple[Ints, Ints]:
+    """Training and test samples of one client who owns all `samples`, split as those of the source's own clients."""
+    train, test = _split_owned(samples, [np.arange(len(samples.y))], data, seed)
+    return train[0], test[0]
+
+
 def _split_owned(samples: Samples, owned: Sequence[Ints], data: Data, seed: int) -> tuple[list[Ints], list[Ints]]:
     """Training and test samples of each client that owns the samples `owned`."""
     if not data.test_fraction:

@@ -9,11 +9,12 @@ from fedbsd_dist.config import Model
 from fedbsd_dist.errors import UserError, did_you_mean
 
 Cut = tuple[nn.Module, nn.Module, str]
-"""Backbone, head, and the words for what decided where the head begins."""
+"""Backbone, head, and the dotted name that the head had in the network; empty where it is the end of an nn.Sequential,
+whose layers keep their names."""
 
 
-def cut(network: nn.Module, options: Model, name: str, images: Tensor, logits: Tensor) -> tuple[nn.Module, nn.Module]:
-    """(backbone, head) of `network`, of which they are made: it is not to be used any more.
+def cut(network: nn.Module, options: Model, name: str, images: Tensor, logits: Tensor) -> Cut:
+    """`network` in two, of which they are made: it is not to be used any more.
 
     An nn.Sequential is cut between two of its layers. Of any other module the head is a submodule, in
     whose place the backbone has nn.Identity. Raises UserError where `options` name no layer or submodule,
@@ -26,9 +27,9 @@ def cut(network: nn.Module, options: Model, name: str, images: Tensor, logits: T
             "the head begins. Leave one out."
         )
     if isinstance(network, nn.Sequential):
-        backbone, head, said = _cut_sequence(network, options, name)
+        (backbone, head, place), said = _cut_sequence(network, options, name)
     else:
-        backbone, head, said = _cut_module(network, options, name)
+        (backbone, head, place), said = _cut_module(network, options, name)
     if not list(head.parameters()):
         raise UserError(f"{said}: this head has no parameters to learn. Begin it earlier.")
     if not _same(backbone, head, images, logits):
@@ -36,18 +37,19 @@ def cut(network: nn.Module, options: Model, name: str, images: Tensor, logits: T
             f"{said}: is not what {name} ends with: this head after a backbone without it gives other logits "
             "than the whole. Name with model.head_from the submodule whose output the logits are."
         )
-    return backbone, head
+    return backbone, head, place
 
 
-def _cut_sequence(layers: nn.Sequential, options: Model, name: str) -> Cut:
+def _cut_sequence(layers: nn.Sequential, options: Model, name: str) -> tuple[Cut, str]:
+    """And the words for what decided where the head begins."""
     first = _first_layer(layers, options, name)
     said = f"model.head_from={options.head_from}" if options.head_from else f"model.head_layers={options.head_layers}"
     # no slices: of a subclass they would be made by its own __init__, whose arguments nobody knows
     named = list(layers._modules.items())
-    return nn.Sequential(OrderedDict(named[:first])), nn.Sequential(OrderedDict(named[first:])), said
+    return (nn.Sequential(OrderedDict(named[:first])), nn.Sequential(OrderedDict(named[first:])), ""), said
 
 
-def _cut_module(network: nn.Module, options: Model, name: str) -> Cut:
+def _cut_module(network: nn.Module, options: Model, name: str) -> tuple[Cut, str]:
     if options.head_from:
         chosen, said = options.head_from, f"model.head_from={options.head_from}"
     else:
@@ -55,7 +57,7 @@ def _cut_module(network: nn.Module, options: Model, name: str) -> Cut:
         said = f"model {name}: {chosen}, its last nn.Linear"
     head = _submodule(network, chosen, name)
     network.set_submodule(chosen, nn.Identity())
-    return network, head, said
+    return (network, head, chosen), said
 
 
 def _first_layer(layers: nn.Sequential, options: Model, name: str) -> int:

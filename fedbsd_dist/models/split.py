@@ -19,15 +19,25 @@ from fedbsd_dist.randomness import named_seed
 class SplitModel(nn.Module):
     """logits [n, classes] = head(features), features [n, ...] = backbone(images [n, c, h, w])."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
-        """Neither may hold a module of the other's."""
+    def __init__(self, backbone: nn.Module, head: nn.Module, place: str = "") -> None:
+        """Neither may hold a module of the other's. `place`: the head's name in the network, as `cut` gives it."""
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone, self.head, self._place = backbone, head, place
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [n, classes] of images [n, c, h, w]."""
         logits: Tensor = self.head(self.backbone(images))
         return logits
+
+    def network_state(self) -> dict[str, Tensor]:
+        """State dict of the network that this was cut from, on the CPU: it loads into another such network."""
+        prefix = f"{self._place}." if self._place else ""
+        tensors = {
+            **self.backbone.state_dict(),
+            **{f"{prefix}{name}": tensor for name, tensor in self.head.state_dict().items()},
+        }
+        # a storage of its own each: here they are views of a group's buffer, which would be saved whole
+        return {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
 
 
 def build_model(config: Model, shape: Shape, num_classes: int, seed: int) -> SplitModel:

@@ -9,7 +9,7 @@ the newest round whose manifest and files verify. Randomness is seeded by name a
 import hashlib
 import io
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.record.directory import CHECKPOINTS, METRICS, read_lines, settings_sha256
+from fedbsd_dist.record.directory import CHECKPOINTS, CONFIG, METRICS, read_lines, settings_sha256
 from fedbsd_dist.record.files import write_atomically
 from fedbsd_dist.wire.channel import Channel
 from fedbsd_dist.wire.world import World
@@ -41,7 +41,8 @@ class Checkpoints:
 
     def due(self, round: int) -> bool:
         """Whether a checkpoint follows this round."""
-        return self._config.checkpoint.every > 0 and round % self._config.checkpoint.every == 0
+        every = self._config.checkpoint.every
+        return every > 0 and (round % every == 0 or round == self._config.train.rounds)
 
     def write(self, round: int, shared: Tensors, private: Mapping[int, Tensors], channel: Channel) -> np.ndarray:
         """Write what is this rank's to write, and wait for the others.
@@ -110,6 +111,47 @@ class Checkpoints:
         return self._folder / _folder_name(round)
 
 
+def take_up(run: Path, round: int, shared: Tensors, private: Mapping[int, Tensors]) -> None:
+    """Fill, in place, the shared state and some clients' private state with those after a round, as `restore` does.
+
+    Files of other clients need not be there, and are not read. Raises UserError for a checkpoint that is not there,
+    does not verify, or is of another model.
+    """
+    folder = run / CHECKPOINTS / _folder_name(round)
+    files = {_name(0): shared, **{_name(1 + client): state for client, state in private.items()}}
+    manifest = _verified(folder, list(files))
+    if manifest is None or manifest.round != round:
+        raise UserError(
+            f"{folder}: is no checkpoint of the run's last round whose {', '.join(files)} can be read and are as they "
+            f"were written. Make the run again: "
+            f"python -m fedbsd_dist.main {run / CONFIG} run.dir=NEW checkpoint.every=10"
+        )
+    for name, tensors in files.items():
+        found, expected = _fill(folder / name, tensors), _sizes(tensors)
+        if found != expected:
+            raise UserError(
+                f"{folder / name}: holds {found}, and the model of {run / CONFIG} has {expected}. Bring back the files "
+                "of the run, and the code of a model of your own, as they were."
+            )
+
+
+def _fill(path: Path, tensors: Tensors) -> object:
+    """`_restore`, where the file's tensors are of the sizes of `tensors`. Returns its sizes, or what it is instead."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        sizes = _sizes(saved)
+        if sizes == _sizes(tensors):
+            for group, values in saved.items():
+                tensors[group].copy_(values)
+        return sizes
+    except Exception:  # of bytes that are no checkpoint, torch raises whatever comes first
+        return "something else than tensors"
+
+
+def _sizes(tensors: Tensors) -> dict[str, str]:
+    return {group: f"{value.dtype} {[*value.shape]}" for group, value in tensors.items()}
+
+
 def _name(row: int) -> str:
     return f"client-{row - 1:06d}.pt" if row else "shared.pt"
 
@@ -143,12 +185,13 @@ class Manifest(BaseModel):
         return hashlib.sha256(self.model_dump_json(exclude={"own_sha256"}).encode()).hexdigest()
 
 
-def _verified(folder: Path) -> Manifest | None:
+def _verified(folder: Path, names: Sequence[str] = ()) -> Manifest | None:
+    """The manifest, where it and the files `names`, or else all, are as they were written."""
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         sound = manifest.own_sha256 == manifest.digest() and all(
-            hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-            for name, digest in manifest.files.items()
+            hashlib.sha256((folder / name).read_bytes()).hexdigest() == manifest.files.get(name)
+            for name in names or manifest.files
         )
     except (OSError, ValueError):
         return None

@@ -161,6 +161,7 @@ class Recorder(Silence):
             "accuracy": last["accuracy"],
             **totals,
             "fedavg_bytes": sum(2 * line["cohort"] * self._plan.model_bytes for line in self._lines),
+            "input": dataclasses.asdict(self._plan.input),
             "parameters": {group: model.buffers[group].numel() for group in model.groups},
             "state_sha256": state_sha256,
             "settings_sha256": settings_sha256(self._config),
