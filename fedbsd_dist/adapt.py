@@ -11,6 +11,7 @@ from fedbsd_dist import environment
 from fedbsd_dist.command import flags, start, whole_number
 from fedbsd_dist.data.alone import load_alone, split
 from fedbsd_dist.data.samples import Ints, Samples
+from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.record import personal
 from fedbsd_dist.record.finished import Finished, open_finished
@@ -61,12 +62,13 @@ def _adapt(run: Finished, given: dict[str, str]) -> str:
     fraction = _fraction(given["test-fraction"]) if "test-fraction" in given else None
     torch.set_num_threads(config.run.threads)
     device = meet().place(config.run.device).device
+    shards: dict[int, Shard] = {}
+    clients = run.clients(shards, device)  # before images are decoded, which may take long
 
     samples = load_alone(given["data"], config.data.cache, run.input.shape, run.input.classes)
     train, test = split(samples, fraction, config.seed)
     client = config.data.num_clients  # the first number that nobody who trains has
-    shard = run.shard(_tensors(samples, train, device), _tensors(samples, test, device))
-    clients = run.clients({client: shard}, device)
+    shards[client] = run.shard(_tensors(samples, train, device), _tensors(samples, test, device))
     if clients.model.has_batch_norm and len(train) == 1:
         raise UserError(f"{samples.name}: has 1 sample to learn from, and the model's batch norm needs 2. Add some.")
     lines = [_about(run, samples, train, test), "", "epochs of the head   right on its own test samples"]

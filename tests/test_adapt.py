@@ -220,11 +220,17 @@ def test_a_mistake_is_told_in_one_line(
 def test_what_the_run_took_is_what_is_wanted(run: Path, samples: Samples, tmp_path, monkeypatch, capsys) -> None:
     photographs(tmp_path / "photos", samples, "147", 4)
     found = json.loads((run / "summary.json").read_text())["input"]
-    edit(run / "summary.json", input=found | {"shape": [1, 16, 12]})  # not square: nothing is resized
+    edit(run / "summary.json", input=found | {"shape": [1, 8, 32]})  # not square: nothing is resized
     arguments = (run, f"--data={tmp_path}/photos")
-    assert "12x16 (width x height), and these 40x30" in refused(monkeypatch, capsys, tmp_path, adapt.main, *arguments)
+    assert "32x8 (width x height), and these 40x30" in refused(monkeypatch, capsys, tmp_path, adapt.main, *arguments)
     edit(run / "summary.json", input=found | {"shape": [1, 20, 20]})
     assert "shared.pt: holds" in refused(monkeypatch, capsys, tmp_path, adapt.main, *arguments)
+
+
+def test_a_run_that_cannot_be_taken_up_is_told_before_images_are_read(run: Path, monkeypatch, capsys) -> None:
+    (run / "checkpoints/round-000002/shared.pt").unlink()
+    monkeypatch.setattr(adapt, "load_alone", lambda *_: pytest.fail("the samples were loaded first"))
+    assert "shared.pt can be read" in refused(monkeypatch, capsys, run, adapt.main, run, f"--data={run}")
 
 
 def test_batch_norm_needs_two_samples(samples: Samples, tmp_path, monkeypatch, capsys) -> None:
