@@ -153,10 +153,14 @@ class Turn:
             self.sgd(loss, rows, parts=["head"], epochs=epochs, purpose=purpose, teachers=[features])
 
     @torch.no_grad()
-    def test(self) -> tuple[int, int, float]:
-        """(correct, number of test samples, summed cross-entropy) of the live model on the client's test set."""
-        logits = self.outputs(self.model.module, self.shard.test_images)
-        labels = self.shard.test_labels
+    def test(self, *, validation: bool = False) -> tuple[int, int, float]:
+        """(correct, number of samples, summed cross-entropy) of the live model on the client's test samples, or on its
+        validation samples.
+        """
+        images, labels = self.shard.test_images, self.shard.test_labels
+        if validation:
+            images, labels = self.shard.val_images, self.shard.val_labels
+        logits = self.outputs(self.model.module, images)
         numbers = torch.stack(
             [
                 (logits.argmax(1) == labels).sum().double(),

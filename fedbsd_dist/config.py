@@ -95,6 +95,9 @@ class Data(Section):
     test_fraction: float = Field(0.0, ge=0, le=0.9)
     """Fraction of each client's samples that become its test set, the source's own test samples pooled with
     the others; 0: the source's own test samples, dealt like the training samples."""
+    val_fraction: float = Field(0.0, ge=0, le=0.9)
+    """Fraction of the training samples of each client that trains, held out for validation, class by class and at
+    least one; nothing is learned from them, image normalization included; 0: none."""
     manifest: str = ""
     """A partition.json of an earlier run, to have the same clients again; it replaces the partition's options."""
 
@@ -178,6 +181,8 @@ class Evaluate(Section):
 
     every: int = Field(5, ge=0)
     """Rounds from one evaluation to the next; 0: at the end only."""
+    last_rounds: int = Field(10, ge=1)
+    """Rounds at the end of the run over whose evaluations the accuracy at `received` is averaged as well."""
     head_epochs: int = Field(10, ge=0)
     """Epochs of the head alone before stage `head_tuned`, equal for every method."""
 

@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from fedbsd_dist.client import Turn
 from fedbsd_dist.clients import Clients
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data.shards import Shard
-from fedbsd_dist.evaluation import Stages
+from fedbsd_dist.evaluation import VALIDATED, VALIDATION, Stages
 from fedbsd_dist.methods.contract import AnyOptions, Method
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.randomness import generator
@@ -24,8 +25,9 @@ from fedbsd_dist.wire.channel import Channel
 STATE_DIGEST = "state digest"
 """Purpose of the collective that the end of a run adds to its ledger."""
 
-Test = tuple[int, int, float]
-"""Correct, test samples, summed loss."""
+Test = tuple[float, ...]
+"""Correct, samples, summed loss: of test samples, and at a stage of VALIDATED of validation samples if there are any.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ class Federation(Clients):
             if evaluate:
                 start = time.perf_counter()
                 self.method.deploy(turn)
-                trained[client] = turn.test()
+                trained[client] = self._tests(turn)
                 testing += time.perf_counter() - start
         aggregate = self.channel.reduce(number, testing)
         clients = self.config.data.num_clients
@@ -90,7 +92,7 @@ class Federation(Clients):
         if last:
             stages = self._gather(number, self._evaluate_all(number + 1))
         elif evaluate:
-            received = {client: self.deployed(client, number + 1).test() for client in self._training}
+            received = {client: self._received(client, number + 1) for client in self._training}
             stages = self._gather(number, {"received": received, "trained": trained})
         *sums, samples = aggregate.metrics
         return Report(
@@ -112,7 +114,7 @@ class Federation(Clients):
     def _evaluate_all(self, round: int) -> dict[str, dict[int, Test]]:
         """Every client at every stage; nothing is uploaded and no state changes."""
         stages: dict[str, dict[int, Test]] = {
-            "received": {client: self.deployed(client, round).test() for client in self._training},
+            "received": {client: self._received(client, round) for client in self._training},
             "trained": {client: self._trained(client, round) for client in self._training},
             "head_tuned": {client: self._head_tuned(client, round) for client in self._training},
         }
@@ -123,12 +125,20 @@ class Federation(Clients):
             stages["new_client"] = {client: self._head_tuned(client, round) for client in sorted(new)}
         return stages
 
+    def _tests(self, turn: Turn) -> Test:
+        """On test samples, and on validation samples if some are held out."""
+        return (*turn.test(), *(turn.test(validation=True) if self.config.data.val_fraction else ()))
+
+    def _received(self, client: int, round: int) -> Test:
+        """The personal model with the newest shared state."""
+        return self._tests(self.deployed(client, round))
+
     def _trained(self, client: int, round: int) -> Test:
         """After one more local learning, as in a round."""
         turn = self.receive(client, round)
         self.method.learn(turn)
         self.method.deploy(turn)
-        return turn.test()
+        return self._tests(turn)
 
     def _head_tuned(self, client: int, round: int) -> Test:
         """The personal model with the newest shared state, then its head alone."""
@@ -141,13 +151,15 @@ class Federation(Clients):
         return turn.test()
 
     def _gather(self, round: int, stages: Mapping[str, Mapping[int, Test]]) -> Stages:
+        validated = VALIDATED if self.config.data.val_fraction else ()
+        widths = {stage: VALIDATION.stop if stage in validated else VALIDATION.start for stage in stages}
         rows = {
-            client: [number for tests in stages.values() for number in tests.get(client, (0, 0, 0.0))]
+            client: [n for stage, tests in stages.items() for n in tests.get(client, (0.0,) * widths[stage])]
             for client in self.shards
         }
         clients = self.config.data.num_clients + self.config.data.num_new_clients
-        table = self.channel.gather(rows, clients, 3 * len(stages), round=round, purpose="evaluation")
-        return dict(zip(stages, table.reshape(clients, len(stages), 3).swapaxes(0, 1), strict=True))
+        table = self.channel.gather(rows, clients, sum(widths.values()), round=round, purpose="evaluation")
+        return dict(zip(stages, np.split(table, np.cumsum([*widths.values()])[:-1], axis=1), strict=True))
 
     def state_sha256(self, round: int) -> str:
         """Of the shared state and every client's private state in client order; each rank hashes its own

@@ -67,6 +67,7 @@ def clients(samples: Samples, partition: Partition) -> list[str]:
         ["client", *(f"{client} new" if client >= partition.num_clients else str(client) for client in shown)],
         *_domain_column(samples, partition, shown),
         ["train", *(str(partition.train_sizes[client]) for client in shown)],
+        *([["val", *(str(partition.val_sizes[client]) for client in shown)]] if partition.val else []),
         ["test", *(str(partition.test_sizes[client]) for client in shown)],
         *(_a_column_each(samples, counts) if len(samples.classes) <= MOST_COLUMNS else _largest(samples, counts)),
     ]
@@ -78,7 +79,10 @@ def clients(samples: Samples, partition: Partition) -> list[str]:
 
 def _domain_column(samples: Samples, partition: Partition, shown: list[int]) -> list[list[str]]:
     """Each client's domain, where there are several and any client is of one."""
-    owned = [np.unique(samples.domain[np.concatenate([partition.train[k], partition.test[k]])]) for k in shown]
+    owned = [
+        np.unique(samples.domain[np.concatenate([partition.train[k], partition.val_of(k), partition.test[k]])])
+        for k in shown
+    ]
     if len(samples.domains) == 1 or all(len(domains) > 1 for domains in owned):
         return []
     return [["domain", *(samples.domains[found[0]] if len(found) == 1 else "mixed" for found in owned)]]

@@ -120,12 +120,14 @@ class Plan:
         cohort = cohort_size(config.train.participation, config.data.num_clients)
         stays = private_groups(self.method, self.model, self.shared)
         fixed = f"; never changes: {' + '.join(self.method.fixed)}" if self.method.fixed else ""
-        train = self.partition.train_sizes
+        train, val = self.partition.train_sizes, sum(self.partition.val_sizes)
         num_ranks = len(self.hosted)
         rows = {
             "ranks": f"{num_ranks}: {server}, {len(hosting)} host clients, {_range(hosting)} each",
             "device": f"{self.placement.device.type}, {self.placement.backend}: {self.placement.reason}",
-            "data": f"{self.samples.name}: {sum(train)} training, {sum(self.partition.test_sizes)} test samples"
+            "data": f"{self.samples.name}: {sum(train)} training, "
+            + (f"{val} validation, " if val else "")
+            + f"{sum(self.partition.test_sizes)} test samples"
             + (f", {self.partition.left_out} left out" if self.partition.left_out else ""),
             "partition": f"{config.data.partition}{', as in the manifest' if config.data.manifest else ''}, "
             f"{_range(train)} training samples a client",
@@ -159,7 +161,7 @@ class Plan:
         common = 2 * live + 2 * self.model_bytes + 2 * self.upload_bytes + self.payload_bytes
         # images as floats, as many as are prepared at once, and the same again while they are
         prepared = 2 * FLOAT * pixels * max(LARGE_BATCH, self.config.train.batch_size)
-        sizes = [pixels * sum(both) for both in zip(self.partition.train_sizes, self.partition.test_sizes, strict=True)]
+        sizes = [pixels * count for count in self.partition.sizes]
 
         def images(clients: Sequence[int]) -> float:
             """On the device, with one client at its turn that does not fit."""

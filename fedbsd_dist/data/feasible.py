@@ -10,9 +10,11 @@ from fedbsd_dist.data.samples import Bools, Ints, Samples
 from fedbsd_dist.errors import UserError
 
 
-def needed(min_samples: int, test_fraction: float) -> int:
-    """Samples a client must be dealt to have `min_samples` for training."""
-    return tables.size_with(min_samples, test_fraction) if test_fraction else min_samples
+def needed(min_samples: int, data: Data) -> int:
+    """Samples a client must be dealt to have `min_samples` for training, besides those split off them."""
+    for fraction in (data.val_fraction, data.test_fraction):
+        min_samples = tables.size_with(min_samples, fraction) if fraction else min_samples
+    return min_samples
 
 
 def check(samples: Samples, pool_of: Ints, num_pools: int, data: Data) -> None:
@@ -26,19 +28,22 @@ def check(samples: Samples, pool_of: Ints, num_pools: int, data: Data) -> None:
     pools = np.arange(num_pools)
     total = data.num_clients + data.num_new_clients
 
-    def most_clients(min_samples: int) -> int:
-        room = num_dealt // needed(min_samples, data.test_fraction)  # clients that each pool can serve
+    def most_clients(min_samples: int, data: Data = data) -> int:
+        room = num_dealt // needed(min_samples, data)  # clients that each pool can serve
         if not data.test_fraction:
             room = np.minimum(room, num_test)
         return int((pools + num_pools * room).min())  # client p + num_pools * room[p] is one too many
 
-    if data.num_clients >= 1 and num_pools <= total <= most_clients(data.min_samples):
+    def possible(min_samples: int, data: Data = data) -> bool:
+        return data.num_clients >= 1 and num_pools <= total <= most_clients(min_samples, data)
+
+    if possible(data.min_samples):
         return
     remedies = []
-    if data.num_clients >= 1 and num_pools <= total <= most_clients(1):
+    if possible(1):
         clients_of = -(-(total - pools) // num_pools)
         most = (num_dealt // clients_of).min()
-        while needed(int(most), data.test_fraction) > (num_dealt // clients_of).min():
+        while needed(int(most), data) > (num_dealt // clients_of).min():
             most -= 1
         remedies.append(f"data.min_samples to 1..{most}")
     for smaller in (data.min_samples, 1):
@@ -46,15 +51,23 @@ def check(samples: Samples, pool_of: Ints, num_pools: int, data: Data) -> None:
             within = f"{max(1, num_pools - data.num_new_clients)}..{most_clients(smaller) - data.num_new_clients}"
             remedies.append(f"data.num_clients to {within} with data.min_samples={smaller}")
             break
+    if possible(data.min_samples, data.model_copy(update={"val_fraction": 0.0})):
+        remedies.append("data.val_fraction lower")
     if num_pools > 1:
         remedies.append("data.partition to a kind that mixes the domains")
     new = f" and data.num_new_clients={data.num_new_clients}" if data.num_new_clients else ""
+    of_domain = " of its domain" if num_pools > 1 else ""
     raise UserError(
         f"data.num_clients={data.num_clients}{new} with data.min_samples={data.min_samples} and "
-        f"data.partition={data.partition} is impossible: each client needs that many training samples and 1 test "
-        f"sample{' of its domain' if num_pools > 1 else ''}, and {samples.name} has {_has(num_dealt, num_test)}. "
+        f"data.partition={data.partition} is impossible: each client needs that many training samples"
+        f"{besides(data)} and 1 test sample{of_domain}, and {samples.name} has {_has(num_dealt, num_test)}. "
         f"Set {', or '.join(remedies) or 'data.root to a larger data set'}."
     )
+
+
+def besides(data: Data) -> str:
+    """What a client needs besides, for a message."""
+    return f" besides validation samples (data.val_fraction={data.val_fraction})" if data.val_fraction else ""
 
 
 def _has(num_dealt: Ints, num_test: Ints) -> str:
@@ -73,7 +86,7 @@ def check_smallest(smallest: int, needed: int, data: Data) -> None:
         raise UserError(
             f"data.min_samples={data.min_samples} with data.partition={data.partition} is impossible: the smallest of "
             f"the {data.num_clients + data.num_new_clients} clients gets {smallest} samples of its classes, and needs "
-            f"{needed}. Set data.min_samples lower, or have fewer clients."
+            f"{needed}{besides(data)}. Set data.min_samples lower, or have fewer clients."
         )
 
 
@@ -84,12 +97,13 @@ def check_owners(owners: Sequence[str], enough: Bools, data: Data) -> None:
         poor = [owners[owner] for owner in np.flatnonzero(~enough).tolist()]
         raise UserError(
             f"data.num_clients=0 asks for all {len(owners)} clients, but {len(poor)} of them (such as {poor[0]!r}) "
-            f"have fewer than data.min_samples={data.min_samples} training samples, or no test sample. "
-            f"Set data.num_clients to 1..{able} to leave those out, or data.min_samples lower."
+            f"have fewer than data.min_samples={data.min_samples} training samples{besides(data)}, or no test "
+            f"sample. Set data.num_clients to 1..{able} to leave those out, or data.min_samples lower."
         )
     if max(1, data.num_clients) + data.num_new_clients > able:
         raise UserError(
             f"data.num_clients={data.num_clients} and data.num_new_clients={data.num_new_clients} are too many: "
-            f"{able} of {len(owners)} clients have data.min_samples={data.min_samples} training samples and a test "
-            "sample. Set them, or data.min_samples, lower; data.num_clients=0 takes all clients."
+            f"{able} of {len(owners)} clients have data.min_samples={data.min_samples} training samples"
+            f"{besides(data)} and a test sample. Set them, or data.min_samples, lower; data.num_clients=0 takes all "
+            "clients."
         )

@@ -28,6 +28,8 @@ OPTIONS = (
     "test_fraction",
 )
 """Options of `data` that a manifest answers."""
+VALIDATION = "val_fraction"
+"""One more, which with the samples is left out where none are held out, as it was before there were any."""
 
 
 class Client(BaseModel):
@@ -37,6 +39,7 @@ class Client(BaseModel):
 
     train: list[int]
     test: list[int]
+    val: list[int] = []
 
 
 class Manifest(BaseModel):
@@ -62,7 +65,7 @@ def text(partition: Partition, samples: Samples, data: Data, seed: int) -> str:
         "identity": samples.identity,
         "num_samples": len(samples.y),
         "seed": seed,
-        "options": {name: getattr(data, name) for name in OPTIONS},
+        "options": {name: getattr(data, name) for name in (*OPTIONS, *([VALIDATION] if partition.val else []))},
         "sha256": partition.sha256,
         "left_out": partition.left_out,
     }
@@ -75,6 +78,7 @@ def text(partition: Partition, samples: Samples, data: Data, seed: int) -> str:
             "classes": {names[c]: int(count) for c, count in enumerate(counts) if count},
             "train": train.tolist(),
             "test": test.tolist(),
+            **({"num_val": len(partition.val[client]), "val": partition.val[client].tolist()} if partition.val else {}),
         }
         for client, (train, test, counts) in enumerate(
             zip(partition.train, partition.test, partition.class_table(samples), strict=True)
@@ -100,14 +104,14 @@ def read(path: Path) -> Manifest:
 def options(data: Data) -> Data:
     """The options with those that the manifest answers. Raises UserError where others were asked for."""
     path = Path(data.manifest)
-    answers = read(path).options
+    answers = {VALIDATION: 0.0, **read(path).options}
     for name, value in answers.items():
         if name in data.model_fields_set and getattr(data, name) != value:
             raise UserError(
                 f"data.{name}={getattr(data, name)}: data.manifest={path} has {value}. Leave out one of the two."
             )
     try:
-        return Data.model_validate({**data.model_dump(), **{name: answers[name] for name in OPTIONS}})
+        return Data.model_validate({**data.model_dump(), **{name: answers[name] for name in (*OPTIONS, VALIDATION)}})
     except (KeyError, ValidationError) as error:
         raise UserError(f"data.manifest={path}: damaged, its options cannot be used ({_short(error)}).") from None
 
@@ -121,19 +125,23 @@ def partition(samples: Samples, data: Data) -> Partition:
             f"data.manifest={path}: is of another data set, {manifest.source} with {manifest.num_samples} samples; "
             f"here is {samples.name} with {len(samples.y)}. Use the data and classes it was made with."
         )
-    train, test = ([_indices(getattr(client, part)) for client in manifest.clients] for part in ("train", "test"))
-    owned = np.concatenate([*train, *test]) if manifest.clients else np.empty(0, np.int64)
-    found = Partition(
-        train=tuple(train), test=tuple(test), num_new=data.num_new_clients, left_out=len(samples.y) - len(owned)
+    train, test, val = (
+        tuple(_indices(getattr(client, part)) for client in manifest.clients) for part in ("train", "test", "val")
     )
+    owned = np.concatenate([*train, *test, *val]) if manifest.clients else np.empty(0, np.int64)
+    left_out = len(samples.y) - len(owned)
+    held_out = val if data.val_fraction else ()
+    found = Partition(train=train, test=test, val=held_out, num_new=data.num_new_clients, left_out=left_out)
     if len(owned) and not (owned.min() >= 0 and owned.max() < len(samples.y)):
         problem = "names samples that do not exist"
     elif len(np.unique(owned)) < len(owned):
-        problem = "gives a sample to two clients, or to training and test"
+        problem = "gives a sample to two clients, or to training and test or validation"
     elif not manifest.clients or len(train) != data.num_clients + data.num_new_clients or data.num_clients < 1:
         problem = "has not the clients that its options say"
     elif min(found.train_sizes) < 1 or min(found.test_sizes) < 1:
         problem = "has a client without training samples, or without test samples"
+    elif [len(own) > 0 for own in val] != [data.val_fraction > 0] * data.num_clients + [False] * data.num_new_clients:
+        problem = "has not the validation samples that its options say"
     elif found.sha256 != manifest.sha256:
         problem = "was changed after it was written: its clients do not have its sha256"
     else:

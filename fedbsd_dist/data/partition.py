@@ -4,7 +4,8 @@ A kind only chooses weights [num_clients, num_classes]. Everything else is one p
 many samples of each class a client gets: samples are dealt by the weights, clients below `min_samples`
 are topped up, test samples follow the training samples or are split off them, and only then are actual
 samples drawn to fill the tables. So no sample is lost or owned twice, whatever the weights. The source's
-own clients (`natural`) need no dealing.
+own clients (`natural`) need no dealing. Validation samples are taken off a client's training samples last
+of all, so that nothing else is drawn otherwise for them.
 """
 
 import hashlib
@@ -29,6 +30,8 @@ class Partition:
     """Training samples of each client, ascending."""
     test: tuple[Ints, ...]
     """Test samples of each client, ascending."""
+    val: tuple[Ints, ...] = ()
+    """Validation samples of each client, ascending, none of a new one's; empty where none are held out at all."""
     num_new: int = 0
     """The last so many clients are new ones: they never train."""
     left_out: int = 0
@@ -50,6 +53,20 @@ class Partition:
         return tuple(len(indices) for indices in self.test)
 
     @property
+    def val_sizes(self) -> tuple[int, ...]:
+        """Of every client, the new ones last."""
+        return tuple(len(self.val_of(client)) for client in range(len(self.train)))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """All samples of every client, the new ones last."""
+        return tuple(map(sum, zip(self.train_sizes, self.val_sizes, self.test_sizes, strict=True)))
+
+    def val_of(self, client: int) -> Ints:
+        """Its validation samples, if there are any."""
+        return self.val[client] if self.val else np.empty(0, np.int64)
+
+    @property
     def learned_from(self) -> Ints:
         """The training samples of all clients that train."""
         return np.concatenate(self.train[: self.num_clients])
@@ -58,7 +75,7 @@ class Partition:
     def sha256(self) -> str:
         """Fingerprint of who owns what, from little-endian bytes so that every platform agrees."""
         digest = hashlib.sha256()
-        for indices in (*self.train, *self.test):
+        for indices in (*self.train, *self.test, *self.val):
             digest.update(len(indices).to_bytes(8, "little"))
             digest.update(indices.astype("<i8").tobytes())
         return digest.hexdigest()
@@ -71,6 +88,8 @@ class Partition:
 def make_partition(samples: Samples, data: Data, seed: int) -> Partition:
     """Give every sample one owner, and every client `min_samples` training samples and one test sample.
 
+    With `val_fraction`, a client that trains has a validation sample too.
+
     The result depends on the arguments alone. Raises UserError for what is impossible, with what is not.
     """
     check_alphas(data)
@@ -81,14 +100,22 @@ def make_partition(samples: Samples, data: Data, seed: int) -> Partition:
         )
     make = _natural if data.partition == "natural" else _dealt
     train, test = make(samples, data, seed)
+    left_out = len(samples.y) - sum(map(len, (*train, *test)))
+    val = _hold_out(samples, train, data, seed) if data.val_fraction else []
     partition = Partition(
-        train=tuple(train),
-        test=tuple(test),
-        num_new=data.num_new_clients,
-        left_out=len(samples.y) - sum(map(len, (*train, *test))),
+        train=tuple(train), test=tuple(test), val=tuple(val), num_new=data.num_new_clients, left_out=left_out
     )
     _refuse_absent_classes(partition, samples)
     return partition
+
+
+def _hold_out(samples: Samples, train: list[Ints], data: Data, seed: int) -> list[Ints]:
+    """The validation samples of each client, taken off `train`; new clients, tested only at the end, keep theirs."""
+    val = [np.empty(0, np.int64)] * len(train)
+    for client in range(len(train) - data.num_new_clients):
+        rng = generator(seed, "validation", client)
+        train[client], val[client] = _split(samples, train[client], data.val_fraction, rng)
+    return val
 
 
 def _refuse_absent_classes(partition: Partition, samples: Samples) -> None:
@@ -132,7 +159,7 @@ def _share_out(
     if data.size_alpha:
         weights = skew_sizes(weights, data, rng)
     table = tables.deal(counts, weights)
-    needed = feasible.needed(data.min_samples, data.test_fraction)
+    needed = feasible.needed(data.min_samples, data)
     if kind.keeps_classes:
         feasible.check_smallest(int(table.sum(axis=1).min()), needed, data)
     tables.top_up(table, needed)
@@ -164,10 +191,8 @@ def _natural(samples: Samples, data: Data, seed: int) -> tuple[list[Ints], list[
     num_owners = len(samples.clients)
     sizes = np.bincount(samples.client, minlength=num_owners)
     num_test = np.bincount(samples.client[samples.is_test], minlength=num_owners)
-    if data.test_fraction:
-        enough = sizes >= feasible.needed(data.min_samples, data.test_fraction)
-    else:
-        enough = (sizes - num_test >= data.min_samples) & (num_test > 0)
+    needed = feasible.needed(data.min_samples, data)
+    enough = sizes >= needed if data.test_fraction else (sizes - num_test >= needed) & (num_test > 0)
     feasible.check_owners(samples.clients, enough, data)
     total = (data.num_clients + data.num_new_clients) if data.num_clients else num_owners
     chosen = generator(seed, "partition", "natural").permutation(np.flatnonzero(enough))[:total]
@@ -189,11 +214,14 @@ def _split_owned(samples: Samples, owned: Sequence[Ints], data: Data, seed: int)
         return [own[~samples.is_test[own]] for own in owned], [own[samples.is_test[own]] for own in owned]
     train, test = [], []
     for client, own in enumerate(owned):
-        table = np.bincount(samples.y[own], minlength=len(samples.classes))[np.newaxis]
-        part = tables.split(table, data.test_fraction)
-        both = _fill(
-            np.concatenate([table - part, part]), samples.y, own, generator(seed, "partition", "natural", client)
-        )
+        both = _split(samples, own, data.test_fraction, generator(seed, "partition", "natural", client))
         train.append(both[0])
         test.append(both[1])
     return train, test
+
+
+def _split(samples: Samples, own: Ints, fraction: float, rng: np.random.Generator) -> list[Ints]:
+    """The samples `own` of one client in two parts, the second so large a fraction, class by class."""
+    table = np.bincount(samples.y[own], minlength=len(samples.classes))[np.newaxis]
+    part = tables.split(table, fraction)
+    return _fill(np.concatenate([table - part, part]), samples.y, own, rng)

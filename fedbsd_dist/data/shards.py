@@ -1,7 +1,7 @@
 """The samples of a rank's clients as bytes: on its device while there is room, else read at each client's turn."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from fedbsd_dist.data.samples import Ints, Samples
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """The training and test samples of one client."""
+    """The training, test and validation samples of one client."""
 
     train_images: Tensor
     """uint8 [n, height, width, channels]"""
@@ -24,6 +24,9 @@ class Shard:
     mean: Tensor
     """float32 [channels], of images / 255"""
     std: Tensor
+    val_images: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    """Like the others; none where no validation samples are held out."""
+    val_labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def normalized(self, images: Tensor) -> Tensor:
         """float32 [n, channels, height, width] in channels_last order: (images / 255 - mean) / std."""
@@ -51,9 +54,9 @@ class Shards(Mapping[int, Shard]):
         mean, std = samples.mean_and_std(partition.learned_from)
         self._mean, self._std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
         self._resident: dict[int, Shard | None] = dict.fromkeys(clients)
-        room = most_bytes
+        room, sizes = most_bytes, partition.sizes
         for client in clients:
-            room -= (partition.train_sizes[client] + partition.test_sizes[client]) * samples.x[0].size
+            room -= sizes[client] * samples.x[0].size
             if room >= 0:
                 self._resident[client] = self._load(client)
 
@@ -71,12 +74,14 @@ class Shards(Mapping[int, Shard]):
         return len(self._resident)
 
     def _load(self, client: int) -> Shard:
-        train, test = self._partition.train[client], self._partition.test[client]
+        train, test, val = self._partition.train[client], self._partition.test[client], self._partition.val_of(client)
         return Shard(
             train_images=self._tensor(self._samples.x, train),
             train_labels=self._tensor(self._samples.y, train),
             test_images=self._tensor(self._samples.x, test),
             test_labels=self._tensor(self._samples.y, test),
+            val_images=self._tensor(self._samples.x, val),
+            val_labels=self._tensor(self._samples.y, val),
             mean=self._mean,
             std=self._std,
         )

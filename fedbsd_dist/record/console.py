@@ -38,7 +38,14 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def closing(summary: Mapping[str, Any], run_dir: str) -> str:
     """The table that a run ends with."""
     accuracy = [["accuracy, all clients", "mean", "by samples", "std", "worst 10 %"]]
-    for stage, of in summary["accuracy"].items():
+    several = summary["accuracy_last_rounds"]
+    rows = {
+        **summary["accuracy"],
+        f"received, mean of last {several['rounds']} rounds ({several['evaluations']} evaluated)": several["received"],
+    }
+    if best := summary.get("best"):
+        rows[f"received, best by validation (round {best['round']})"] = best["received"]
+    for stage, of in rows.items():
         accuracy.append(
             [
                 f"  {stage}",

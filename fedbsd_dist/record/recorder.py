@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedbsd_dist.data import manifest
-from fedbsd_dist.evaluation import CORRECT, COUNT, LOSS, summarize
+from fedbsd_dist.evaluation import CORRECT, COUNT, LOSS, VALIDATION, best_by_validation, last_rounds, summarize
 from fedbsd_dist.federation import STATE_DIGEST, Report
 from fedbsd_dist.plan import Plan
 from fedbsd_dist.record import console
@@ -29,7 +31,11 @@ from fedbsd_dist.record.files import append, write_atomically
 from fedbsd_dist.wire.ledger import Entry
 from fedbsd_dist.wire.world import World
 
-CLIENT_COLUMNS = ("round", "stage", "client", "num_train", "num_test", "accuracy", "loss")
+CLIENT_COLUMNS = (
+    *("round", "stage", "client", "num_train", "num_test", "accuracy", "loss"),
+    *("num_val", "val_accuracy", "val_loss"),
+)
+"""The last three are empty where a stage is not tested on validation samples."""
 
 
 class Silence:
@@ -89,6 +95,7 @@ class Recorder(Silence):
             "cohort": len(report.cohort),
             "loss": report.losses,
             "accuracy": {stage: summarize(table) for stage, table in report.stages.items()},
+            **({"validation": _validation(report)} if self._config.data.val_fraction else {}),
             "bytes": {
                 "federated_up": exchanged,
                 "federated_down": exchanged,
@@ -121,9 +128,8 @@ class Recorder(Silence):
                 stage,
                 client,
                 self._plan.partition.train_sizes[client],
-                int(test[COUNT]),
-                test[CORRECT] / test[COUNT],
-                test[LOSS] / test[COUNT],
+                *_cells(test),
+                *(_cells(test[VALIDATION]) if test[VALIDATION].any() else ("", "", "")),
             )
             for stage, table in report.stages.items()
             for client, test in enumerate(table)
@@ -149,7 +155,7 @@ class Recorder(Silence):
         }
         for key in ("payload", "wire"):
             totals["bytes"][key] = sum(line[f"{key}_bytes"] for line in self._ledger)
-        model = self._plan.model
+        model, best = self._plan.model, best_by_validation(self._lines)
         summary = {
             "method": self._config.method.name,
             "seed": self._config.seed,
@@ -159,6 +165,8 @@ class Recorder(Silence):
             "device": self._plan.placement.device.type,
             "backend": self._plan.placement.backend,
             "accuracy": last["accuracy"],
+            "accuracy_last_rounds": last_rounds(self._lines, self._config.evaluate.last_rounds),
+            **({"best": best} if best else {}),
             **totals,
             "fedavg_bytes": sum(2 * line["cohort"] * self._plan.model_bytes for line in self._lines),
             "input": dataclasses.asdict(self._plan.input),
@@ -180,11 +188,27 @@ def open_record(plan: Plan, run: Path, resumed: int, world: World) -> Silence:
 
 
 def _scalars(line: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """TensorBoard's names: loss/distillation, accuracy/received_mean, bytes/wire, seconds/training."""
+    """TensorBoard's names: loss/distillation, accuracy/received_mean (of validation samples validation/received_mean),
+    bytes/wire, seconds/training.
+    """
     flat = [(f"{part}/{key}", value) for part in ("loss", "bytes", "seconds") for key, value in line[part].items()]
     return flat + [
-        (f"accuracy/{stage}_{key}", value) for stage, of in line["accuracy"].items() for key, value in of.items()
+        (f"{part}/{stage}_{key}", value)
+        for part in ("accuracy", "validation")
+        for stage, of in line.get(part, {}).items()
+        for key, value in of.items()
     ]
+
+
+def _validation(report: Report) -> dict[str, dict[str, float]]:
+    """Of each stage that was tested on validation samples."""
+    tables = {stage: table[:, VALIDATION] for stage, table in report.stages.items()}
+    return {stage: summarize(table) for stage, table in tables.items() if table.size}
+
+
+def _cells(test: np.ndarray) -> tuple[int, float, float]:
+    """Number of samples, accuracy and mean loss of a client that was tested."""
+    return int(test[COUNT]), test[CORRECT] / test[COUNT], test[LOSS] / test[COUNT]
 
 
 def _jsonl(lines: Sequence[Mapping[str, Any]]) -> str:
