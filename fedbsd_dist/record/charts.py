@@ -16,6 +16,8 @@ AXES = {
     "bytes": ("MB sent and received", 1e6),
     "seconds": ("seconds of training and communication", 1.0),
 }
+MOST_BANDS = 8
+"""Groups up to which each gets a band; of more, the baseline alone."""
 WIDTH = 10.0
 """Inches."""
 
@@ -66,7 +68,9 @@ def by_stage(groups: Sequence[Group]) -> Any:
 
 
 def curves(groups: Sequence[Group]) -> Any:
-    """Accuracy `received` against rounds, bytes and seconds: means over seeds, with a band of their deviation."""
+    """Accuracy `received` against rounds, bytes and seconds: means over seeds, with a band of their deviation
+    where there is room for it.
+    """
     figure, panels = _figure(5.2, len(AXES))
     colours = _colours(len(groups))
     for panel, (axis, (label, unit)) in zip(panels, AXES.items(), strict=True):
@@ -87,6 +91,8 @@ def curves(groups: Sequence[Group]) -> Any:
                 zorder=3 if mine else 2,
                 label=group.label,
             )
+            if not mine and len(groups) > MOST_BANDS:
+                continue
             panel.fill_between(
                 x,
                 [value - by for value, by in zip(y, spread, strict=True)],

@@ -38,8 +38,8 @@ def comparison(run_dirs: Sequence[Path]) -> str:
 
 
 def ranked(groups: Sequence[Group]) -> list[Group]:
-    """Best first."""
-    return sorted(groups, key=lambda group: -statistics.fmean(group.accuracy(BY).values()))
+    """Best first; equals by their labels."""
+    return sorted(groups, key=lambda group: (-statistics.fmean(group.accuracy(BY).values()), group.label))
 
 
 def stages_of(groups: Sequence[Group]) -> list[str]:
@@ -84,7 +84,7 @@ def selections(groups: Sequence[Group]) -> Rows:
 
 def differences(groups: Sequence[Group]) -> Rows:
     """A row a group: its accuracy less the baseline's with the same other settings, paired by seed, in points."""
-    stages = stages_of(groups)
+    stages = stages_of([group for group in groups if group.method == BASELINE])
     rows = [["", *stages, "pairs"]]
     for group in groups:
         base = next((other for other in groups if other.method == BASELINE and _alike(group, other)), None)

@@ -72,7 +72,7 @@ SELECTION = (
 )
 CURVES = (
     "Accuracy received (the newest shared state with each client's own private state), mean over clients and seeds; "
-    "the band is the standard deviation over seeds. Methods that become personal only by a step at test time are not "
+    "a band is the standard deviation over seeds. Methods that become personal only by a step at test time are not "
     "shown at their best here."
 )
 SPREAD = f"Every client of every seed after {compare.BY}, a dot each; the box holds the middle half of them."
