@@ -165,6 +165,8 @@ def _override(values: dict[str, Any], argument: str) -> None:
     except yaml.YAMLError:
         raise UserError(f"{argument}: the value is not valid YAML; quote it.") from None
     for section in sections:
+        if isinstance(values.get(section), list):
+            values[section] = {}  # a sweep of the whole section, which a field of it replaces
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise UserError(f"{argument}: {section} was given as a value, but it is a section.")
@@ -184,6 +186,7 @@ def help_text(methods: Methods) -> str:
     lines = [
         "usage: torchrun --nproc_per_node=8 -m fedbsd_dist.main [CONFIG.yaml] [section.field=value ...]",
         "       python -m fedbsd_dist.main ...   one process, server and client at once",
+        "       ... method.name=[fedavg,fedbsd] seed=[0,1,2]   lists: a run of each, one after another, and a table",
         "",
         "  --help    this page",
         "  --check   validate, print the plan (ranks, clients, memory, bytes a round) and stop;",

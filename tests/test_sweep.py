@@ -67,6 +67,8 @@ def test_lists_may_stand_in_a_file(tmp_path: Path):
         f"{method}_lr0.1_seed{seed}" for seed in (4, 5) for method in ("fedavg", "ditto-lam2.0")
     ]
     assert names(str(tmp_path / "mine.yaml"), "seed=1") == ["fedavg", "ditto-lam2.0"]
+    (alone,) = expand([str(tmp_path / "mine.yaml"), "seed=1", "method.name=moon"], OPTIONS)
+    assert (alone.name, alone.config.method.name) == ("", "moon")
 
 
 def test_an_option_that_is_a_list_is_swept_by_a_list_of_lists():
