@@ -138,6 +138,8 @@ def _check(points: Sequence[Point]) -> None:
         raise UserError(
             f"sweep.slice={first.sweep.slice}: slices are counted from 0, so 0/{parts} to {parts - 1}/{parts}."
         )
+    if parts > 1 and first.sweep.dir == "auto":
+        raise UserError(f"sweep.slice={first.sweep.slice}: name the folder that all slices share, sweep.dir=FOLDER.")
     seen: dict[str, Point] = {}
     for point in points:
         if point.name in seen:

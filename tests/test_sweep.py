@@ -87,12 +87,15 @@ def test_names_are_safe_and_no_longer_than_a_file_system_takes():
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 4, 7])
 def test_slices_have_every_run_once(parts: int):
+    both = [*AXES, "train.lr=[0.1,0.2]"]
     sliced = [
         point.name
         for part in range(parts)
-        for point in part_of(expand([*AXES, "train.lr=[0.1,0.2]", f"sweep.slice={part}/{parts}"], OPTIONS))
+        for point in part_of(
+            expand([*AXES, "train.lr=[0.1,0.2]", f"sweep.slice={part}/{parts}", "sweep.dir=x"], OPTIONS)
+        )
     ]
-    assert sorted(sliced) == sorted(names(*AXES, "train.lr=[0.1,0.2]"))
+    assert sorted(sliced) == sorted(names(*both))
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,7 @@ def test_slices_have_every_run_once(parts: int):
         (["seed=[0,1]", "run.dir=x"], "Set sweep.dir instead"),
         (["seed=[0,1]", "sweep.slice=2/2"], "so 0/2 to 1/2"),
         (["seed=[0,1]", "sweep.slice=half"], "sweep.slice"),
+        (["seed=[0,1]", "sweep.slice=0/2"], "sweep.dir=FOLDER"),
         (["sweep.dir=x"], "nothing to sweep"),
     ],
 )

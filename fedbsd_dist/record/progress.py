@@ -52,9 +52,10 @@ class Progress:
             from fedbsd_dist.record.compare import comparison
 
             finished = [run for run in runs if is_finished(run)]
-            missing = f"\n\n{len(runs) - len(finished)} of the {len(runs)} runs of this sweep are not finished."
-            took = f"\n\n{self._made} runs in {duration(time.perf_counter() - self._start)}\n\n"
-            table = comparison(finished) if finished else ""
-            self._world.say(took + table + (missing if len(finished) < len(runs) else ""))
+            parts = [f"{self._made} runs in {duration(time.perf_counter() - self._start)}"]
+            parts += [comparison(finished)] if finished else []
+            if len(finished) < len(runs):
+                parts.append(f"{len(runs) - len(finished)} of the {len(runs)} runs of this sweep are not finished.")
+            self._world.say("\n" + "\n\n".join(parts))
         if self._failed:
             self._world.fail(f"{len(self._failed)} of {len(self._runs)} runs failed: {', '.join(self._failed)}.")
