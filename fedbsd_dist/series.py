@@ -28,7 +28,8 @@ def run_all(
     # all are checked before the first begins, and planned again when it is their turn, for a plan holds memory
     plans = (planned(config, world.within(f"check/{number}"), check) for number, config in enumerate(configs))
     texts = [plan.text for plan in plans]
-    progress = Progress([Path(config.run.dir) for config in configs], world)
+    again = points[0].config.run.overwrite
+    progress = Progress([Path(config.run.dir) for config in configs], world, again=again)
     if check is not None:
         return world.say("\n\n".join([*texts[:1], f"The first of {len(texts)} runs:\n{progress.listing}"]))
     for number, config in enumerate(configs):

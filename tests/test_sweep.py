@@ -181,6 +181,13 @@ def test_finished_runs_are_skipped_and_slices_share_a_table(tmp_path: Path):
     assert "not finished" not in table
 
 
+def test_overwriting_makes_finished_runs_again(tmp_path: Path):
+    launch(tmp_path, 1, "seed=[0]")
+    before = (tmp_path / "seed0/summary.json").stat().st_mtime_ns
+    assert launch(tmp_path, 1, "seed=[0]", "run.overwrite=true")[0] == 0
+    assert (tmp_path / "seed0/summary.json").stat().st_mtime_ns > before
+
+
 def test_check_lists_the_runs_and_leaves_nothing(swept: Path, tmp_path: Path):
     before = tree(swept)
     _, out, _ = launch(swept, 1, *AXES, "data.alpha=[0.1]", "--check")

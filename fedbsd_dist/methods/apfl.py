@@ -64,7 +64,7 @@ class APFL(Method[Options]):
             self.deploy(turn)
             mixed = F.cross_entropy(model.module(images), labels)
             at_mixture = optimizer.gradients(mixed)
-            # batch norm's running statistics, if any, are those that either model has met
+            # the running statistics that the mixture has moved are v's
             for group in model.statistics:
                 v[group].copy_(model.buffers[group])
             model.put(w)

@@ -12,10 +12,12 @@ from fedbsd_dist.wire.world import World
 class Progress:
     """Of the runs of one launch; every rank has it, the server speaks."""
 
-    def __init__(self, runs: Sequence[Path], world: World) -> None:
-        """`runs`: the directory of each. Every rank hears from the server which are finished already."""
+    def __init__(self, runs: Sequence[Path], world: World, *, again: bool) -> None:
+        """`runs`: the directory of each. Every rank hears from the server which are finished already, and are not to
+        be made `again`.
+        """
         self._runs, self._world = runs, world
-        states = "".join("01"[is_finished(run)] for run in runs) if world.is_server else ""
+        states = "".join("01"[is_finished(run) and not again] for run in runs) if world.is_server else ""
         self._done = [state == "1" for state in world.told("finished runs", states)]
         self._left = self._done.count(False)
         self._start, self._made = time.perf_counter(), 0
