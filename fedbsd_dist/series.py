@@ -1,5 +1,6 @@
 """The runs of a sweep, one after another in one process group, and the table of all."""
 
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,9 +33,11 @@ def run_all(
     progress = Progress([Path(config.run.dir) for config in configs], world, again=again)
     if check is not None:
         return world.say("\n\n".join([*texts[:1], f"The first of {len(texts)} runs:\n{progress.listing}"]))
+    world.say(f"sweep: {len(configs)} of {len(points)} runs, in {folder}")
     for number, config in enumerate(configs):
         if progress.begin(number):
             continue
+        gc.collect()  # a model that refers to itself would keep the memory of the run before
         here = world.within(f"run/{number}")
         try:
             one_run(planned(config, here, None), here)

@@ -60,4 +60,7 @@ class Progress:
                 parts.append(f"{len(runs) - len(finished)} of the {len(runs)} runs of this sweep are not finished.")
             self._world.say("\n" + "\n\n".join(parts))
         if self._failed:
-            self._world.fail(f"{len(self._failed)} of {len(self._runs)} runs failed: {', '.join(self._failed)}.")
+            self._world.fail(
+                f"{len(self._failed)} of {len(self._runs)} runs failed: {', '.join(self._failed)}. The same command "
+                f"with sweep.dir={self._runs[0].parent} tries them again."
+            )
