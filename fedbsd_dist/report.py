@@ -1,27 +1,38 @@
-"""Runs compared on one page: `python -m fedbsd_dist.report RUNS...`."""
+"""Finished runs compared on one page: `python -m fedbsd_dist.report RUNS...`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedbsd_dist.command import flags, start
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.record import compare, costs, page
-from fedbsd_dist.record.console import table
+from fedbsd_dist.record import compare, curves, grouping, page, reading, sections
+from fedbsd_dist.record.curves import History
 from fedbsd_dist.record.files import write_atomically
-from fedbsd_dist.record.runs import find, load
+from fedbsd_dist.record.reading import Damaged, Problem, Run
 
 HTML, MARKDOWN = "report.html", "report.md"
 USAGE = f"""usage: python -m fedbsd_dist.report RUNS... [--out=FOLDER] [--target=ACCURACY]
 
-RUNS are directories of finished runs, or folders that hold some, such as a sweep's. Runs that differ in nothing but the
-seed are one row. Written to FOLDER (the folder given, if it is one and holds several; else `report`):
-  {HTML}   accuracy by method and stage, differences from {compare.BASELINE}, learning curves against rounds, bytes and
-                seconds, spread over clients, costs of a target accuracy, what crosses, settings; all in one file
-  {MARKDOWN}     its tables
-  --target      accuracy in 0..1 whose rounds and bytes are wanted; by default {costs.SHARE:.0%} of the best method's
+Compares finished runs. RUNS are run directories, or folders with run directories in them. Runs that differ in nothing
+but the seed are one row, and every other method is compared with {compare.BASELINE} seed by seed.
 
-python -m fedbsd_dist.report runs/compare_digits
+  --out      folder to write to: the one folder of RUNS, or `report` where there are several
+  --target   accuracy from 0 to 1 to which rounds and bytes are counted; 95 % of the best method's, unless given
+
+Written: {HTML}, one page that needs no other file and no network, and {MARKDOWN}, its tables.
+
+python -m fedbsd_dist.report runs
 python -m fedbsd_dist.report runs/fedavg runs/fedbsd --out=look --target=0.9"""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A command line."""
+
+    folders: list[Path]
+    out: Path
+    target: float | None
 
 
 def main() -> None:
@@ -31,33 +42,73 @@ def main() -> None:
 
 def report(arguments: Sequence[str]) -> str:
     """Write the files; what to print."""
-    given, rest = flags(arguments, ("out", "target"))
-    paths = [Path(argument) for argument in rest]
-    if not paths:
-        raise UserError("name the directories of the runs to compare; --help says how.")
-    found = find(paths)
-    groups = compare.ranked(load(found))
-    target = _target(given["target"]) if "target" in given else costs.default_target(groups)
-    folder = Path(given.get("out") or (paths[0] if [paths[0]] == paths and paths != found else "report"))
-    files = {HTML: page.as_html(groups, target), MARKDOWN: page.as_markdown(groups, target)}
+    asked = _asked(arguments)
+    runs, problems = grouping.load(_run_dirs(asked.folders))
+    histories, damaged = _histories(runs)
+    problems += damaged
+    runs = [run for run in runs if run.path in histories]
+    grouping.check_any(runs, problems)
+    groups, doubles = grouping.group(runs)
+    problems += doubles
+    of_groups = [[histories[run.path] for run in group.runs] for group in groups]
+    told = sections.of_runs(groups, of_groups, problems, asked.target)
+    title = "Comparison of runs"
+    methods = ", ".join(dict.fromkeys(group.method for group in groups))
+    lead = [f"{sum(len(group.runs) for group in groups)} runs in {len(groups)} rows. Methods: {methods}."]
+    contents = {HTML: page.as_html(title, lead, told), MARKDOWN: page.as_markdown(title, lead, told)}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_atomically(folder / name, content.encode(errors="backslashreplace"))
+        asked.out.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            write_atomically(asked.out / name, content.encode())
     except OSError as error:
-        raise UserError(f"--out={folder}: cannot write there ({error.strerror}). Choose another folder.") from None
-    written = ", ".join(str(folder / name) for name in files)
-    return f"{table(compare.accuracies(groups))}\n\nwritten: {written}"
+        raise UserError(
+            f"--out={asked.out}: cannot write files there ({error.strerror or error}). Choose another folder."
+        ) from None
+    written = ", ".join(str(asked.out / name) for name in contents)
+    return f"{compare.console_text(groups, problems)}\n\nwritten: {written}"
 
 
-def _target(text: str) -> float:
+def _asked(arguments: Sequence[str]) -> _Asked:
+    given, rest = flags(arguments, ("out", "target"))
+    folders = [Path(argument) for argument in rest]
+    if not folders:
+        raise UserError("no runs named. Give run directories, or a folder with some in it; --help says more.")
+    out = Path(given.get("out") or (folders[0] if len(folders) == 1 else "report"))
+    return _Asked(folders, out, _fraction(given["target"]) if "target" in given else None)
+
+
+def _fraction(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
+        value = 0.0
     if not 0 < value <= 1:
-        raise UserError(f"--target={text}: write an accuracy above 0 and up to 1, such as --target=0.9.")
+        raise UserError(f"--target={text}: write an accuracy above 0 and up to 1, such as 0.9.")
     return value
+
+
+def _run_dirs(folders: Sequence[Path]) -> list[Path]:
+    """Every run directory once."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder. Give run directories, or a folder with some in it.")
+        inside = reading.find(folder)
+        if not inside:
+            raise UserError(f"{folder}: holds no run. Give run directories, or a folder with some in it.")
+        for path in inside:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _histories(runs: Sequence[Run]) -> tuple[dict[Path, History], list[Problem]]:
+    histories, problems = {}, []
+    for run in runs:
+        try:
+            histories[run.path] = curves.read(run.path)
+        except Damaged as damage:
+            problems.append((run.path, str(damage)))
+    return histories, problems
 
 
 if __name__ == "__main__":

@@ -224,7 +224,8 @@ def test_a_door_only_opens():
 
 PROBE = """
 import sys, threading
-import fedbsd_dist.main, fedbsd_dist.preview, fedbsd_dist.data.__main__, fedbsd_dist.export, fedbsd_dist.adapt
+import fedbsd_dist.main, fedbsd_dist.preview, fedbsd_dist.report, fedbsd_dist.export, fedbsd_dist.adapt
+import fedbsd_dist.data.__main__
 import torch
 print(__import__("json").dumps({
     "modules": sorted(sys.modules),
@@ -241,7 +242,8 @@ def test_importing_the_program_loads_nothing_heavy_and_starts_nothing(tmp_path):
     )
     assert done.stderr == ""
     state = json.loads(done.stdout)  # and nothing else was printed
-    heavy = ("torchvision", "tensorboard", "torch.utils.tensorboard", "torch._dynamo", "torch._inductor", "matplotlib")
+    heavy = ("torchvision", "tensorboard", "torch.utils.tensorboard", "torch._dynamo", "torch._inductor")
+    heavy += ("matplotlib", "scipy")
     loaded = [name for name in state["modules"] if f"{name}.".startswith(tuple(f"{module}." for module in heavy))]
     assert loaded == []
     assert (state["group"], state["cuda"], state["threads"]) == (False, False, 1)

@@ -177,7 +177,7 @@ def test_finished_runs_are_skipped_and_slices_share_a_table(tmp_path: Path):
     assert {name: after for name, after in tree(tmp_path).items() if name in before} == before
     table = out[out.index("Accuracy in percent") :]
     assert {line.split()[0] for line in table.splitlines()[3:5]} == {"fedavg", "fedbsd"}
-    assert "Difference from fedbsd" in table
+    assert "fedavg - fedbsd" in table
     assert "not finished" not in table
 
 

@@ -1,150 +1,191 @@
-"""Pictures that compare runs, as SVG for a light and for a dark page."""
+"""Figures of a report, each drawn twice: for a page on white and for one on black. As SVG, without a window."""
 
 import io
-import statistics
+import textwrap
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from fedbsd_dist.record.compare import BASELINE, BY, stages_of
-from fedbsd_dist.record.runs import Group
+import numpy as np
 
-STYLES = {"light": "default", "dark": "dark_background"}
-"""Colour scheme of the page -> matplotlib's style."""
-MARKERS = "osD^vPX*<>hp"
-AXES = {
-    "rounds": ("rounds", 1.0),
-    "bytes": ("MB sent and received", 1e6),
-    "seconds": ("seconds of training and communication", 1.0),
-}
-MOST_BANDS = 8
-"""Groups up to which each gets a band; of more, the baseline alone."""
-WIDTH = 10.0
-"""Inches."""
+MARKERS = "osD^vPX<>"
+LINES = ("-", "--", ":")
+"""A line style for every round through the colours; nine markers to eight colours: 72 pairs before one comes again."""
 
-Draw = Callable[[Sequence[Group]], Any]
+BANDS = 6
+"""Methods, at most, whose bands can be told apart in one figure; more have panels of their own."""
+COLUMNS = 4
+LABEL_LINES = 4
+BESIDE = 22
+"""Lines of names, at most, that fit beside axes."""
 
 
-def svg(draw: Draw, groups: Sequence[Group], scheme: str) -> str:
-    """The figure that `draw` makes of the groups, in the colours of a page's scheme, its background left open."""
-    import matplotlib
-    from matplotlib import style
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a page."""
 
-    content = io.StringIO()
-    settings: dict[Any, Any] = {
-        "text.parse_math": False,  # a label is a user's text
-        "svg.hashsalt": "fedbsd_dist",  # the same picture, the same file
-        "figure.facecolor": "none",
-        "axes.facecolor": "none",
-        "savefig.facecolor": "none",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
+    paper: str
+    ink: str
+    faint: str
+    colours: tuple[str, ...]
+
+
+LIGHT = Theme(
+    "#ffffff",
+    "#1f2328",
+    "#d8dde3",
+    ("#0969b8", "#c84e00", "#0b7a56", "#b0388a", "#8a6500", "#6a4fc0", "#2b93b8", "#5c6670"),
+)
+DARK = Theme(
+    "#161b22",
+    "#e6edf3",
+    "#3a424c",
+    ("#5aa9ff", "#ff9255", "#3ccf9f", "#f48ccb", "#e3bd3e", "#b9a3ff", "#7fdcf5", "#b4bcc5"),
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The same figure for both kinds of page, as SVG."""
+
+    light: bytes
+    dark: bytes
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method's curve: accuracies in percent; `band` is half its height, where there are several seeds."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    band: Sequence[float] | None
+
+
+def curves(lines: Sequence[Line], x_label: str) -> Picture:
+    """Accuracy against what it took. Names stand beside the axes, in the order of `lines`, or many below them."""
+    beside = sum(_lines([line.label for line in lines]))
+    place: dict[str, Any] = {"loc": "outside right upper"}
+    height = max(4.4, 0.6 + 0.215 * beside)
+    if beside > BESIDE:
+        place = {"loc": "outside lower left", "ncols": 3}
+        height = 4.6 + 0.2 * beside / 3
+
+    def draw(figure: Any, theme: Theme) -> None:
+        axes = _axes(figure, theme, x_label, "accuracy, received (%)")
+        for number, line in enumerate(lines):
+            style = _style(theme, number)
+            axes.plot(line.x, line.y, **style, label=_wrapped(line.label), markevery=max(1, len(line.x) // 12))
+            if len(lines) <= BANDS:
+                _band(axes, line, style["color"])
+        axes.set_xlim(left=0)
+        figure.legend(**place, frameon=False, labelcolor=theme.ink, fontsize=9, handlelength=3)
+
+    return _twice(draw, (9.6, height))
+
+
+def panels(lines: Sequence[Line], x_label: str) -> Picture:
+    """The same, a panel for each method: its curve and band before those of all others in grey."""
+    rows = -(-len(lines) // COLUMNS)
+
+    def draw(figure: Any, theme: Theme) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        first = None
+        for number, line in enumerate(lines):
+            axes = first = _axes(figure, theme, "", "", (rows, COLUMNS, number + 1), first)
+            for other in lines:
+                axes.plot(other.x, other.y, color=theme.ink, alpha=0.25, linewidth=0.7)
+            color = _style(theme, number)["color"]
+            _band(axes, line, color)
+            axes.plot(line.x, line.y, color=color, linewidth=1.8)
+            axes.set_title(_wrapped(line.label), fontsize=9, color=theme.ink)
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+            axes.tick_params(labelleft=number % COLUMNS == 0, labelbottom=number + COLUMNS >= len(lines))
+        figure.supxlabel(x_label, color=theme.ink, fontsize=10)
+        figure.supylabel("accuracy, received (%)", color=theme.ink, fontsize=10)
+
+    return _twice(draw, (9.6, 0.7 + rows * (1.55 + 0.15 * max(_lines([line.label for line in lines])))))
+
+
+def _band(axes: Any, line: Line, color: str) -> None:
+    if line.band is not None:
+        low, high = np.subtract(line.y, line.band), np.add(line.y, line.band)
+        axes.fill_between(line.x, np.maximum(low, 0), np.minimum(high, 100), color=color, alpha=0.14, linewidth=0)
+
+
+def clients(labels: Sequence[str], accuracies: Sequence[Sequence[float]]) -> Picture:
+    """A row a method, a dot a client (percent); a bar over the middle half of the clients, a stroke at the median."""
+
+    def draw(figure: Any, theme: Theme) -> None:
+        axes = _axes(figure, theme, "accuracy of a client, head_tuned (%)", "")
+        for row, values in enumerate(accuracies):
+            style = _style(theme, row)
+            aside = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * 0.42  # the golden ratio: no two alike nearby
+            # as pixels: thousands of dots would make megabytes of SVG
+            axes.scatter(values, row + 0.13 + aside, s=12, color=style["color"], alpha=0.55, lw=0, rasterized=True)
+            if len(values):
+                low, middle, high = np.percentile(values, (25, 50, 75))
+                axes.plot([low, high], [row - 0.28] * 2, color=style["color"], linewidth=4, solid_capstyle="butt")
+                axes.plot([middle], [row - 0.28], "|", color=theme.ink, markersize=9, markeredgewidth=2)
+        axes.set_yticks(range(len(labels)), [_wrapped(label) for label in labels])
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        axes.grid(False, axis="y")
+
+    return _twice(draw, (9.6, 1.1 + max(0.42, 0.18 * max(_lines(labels))) * len(labels)))
+
+
+def _style(theme: Theme, number: int) -> dict[str, Any]:
+    return {
+        "color": theme.colours[number % len(theme.colours)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": LINES[number // len(theme.colours) % len(LINES)],
+        "markersize": 5,
+        "linewidth": 1.7,
     }
-    with style.context(STYLES[scheme]), matplotlib.rc_context(settings):
-        draw(groups).savefig(content, format="svg", metadata={"Date": None})
+
+
+def _axes(
+    figure: Any, theme: Theme, x_label: str, y_label: str, place: tuple[int, int, int] = (1, 1, 1), like: Any = None
+) -> Any:
+    figure.set_facecolor(theme.paper)
+    axes = figure.add_subplot(*place, facecolor=theme.paper, sharex=like, sharey=like)
+    axes.set_xlabel(x_label, color=theme.ink)
+    axes.set_ylabel(y_label, color=theme.ink)
+    axes.tick_params(colors=theme.ink)
+    axes.grid(True, color=theme.faint, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for name, spine in axes.spines.items():
+        spine.set_visible(name in ("left", "bottom"))
+        spine.set_color(theme.ink)
+    return axes
+
+
+def _twice(draw: Callable[[Any, Theme], None], inches: tuple[float, float]) -> Picture:
+    return Picture(_svg(draw, inches, LIGHT), _svg(draw, inches, DARK))
+
+
+def _svg(draw: Callable[[Any, Theme], None], inches: tuple[float, float], theme: Theme) -> bytes:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    content = io.BytesIO()
+    # no mathematics in names, and the same bytes of the same runs
+    with rc_context({"text.parse_math": False, "svg.hashsalt": "report"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a name in a script that the font has not
+        figure = Figure(inches, dpi=200, layout="constrained")
+        draw(figure, theme)
+        figure.savefig(content, format="svg", metadata={"Date": None})
     return content.getvalue()
 
 
-def by_stage(groups: Sequence[Group]) -> Any:
-    """A row a group, a mark a stage: mean over seeds, with the standard deviation."""
-    figure, axes = _figure(_height(groups))
-    colours = _colours(len(stages_of(groups)))
-    for number, stage in enumerate(stages_of(groups)):
-        rows = [(row, group.accuracy(stage)) for row, group in enumerate(groups) if group.accuracy(stage)]
-        axes.errorbar(
-            [100 * statistics.fmean(values.values()) for _, values in rows],
-            [row for row, _ in rows],
-            xerr=[100 * _deviation(list(values.values())) for _, values in rows],
-            linestyle="none",
-            marker=MARKERS[number],
-            color=colours[number],
-            alpha=0.85,
-            label=stage,
-        )
-    _name_rows(axes, groups)
-    axes.set_xlabel("accuracy in percent, mean over clients")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False)
-    return figure
+def _wrapped(label: str) -> str:
+    """On lines short enough to stand beside axes, for what tells two labels apart may come last."""
+    lines = textwrap.wrap(label, 30)
+    return "\n".join(lines[:LABEL_LINES]) + ("…" if len(lines) > LABEL_LINES else "")
 
 
-def curves(groups: Sequence[Group]) -> Any:
-    """Accuracy `received` against rounds, bytes and seconds: means over seeds, with a band of their deviation
-    where there is room for it.
-    """
-    figure, panels = _figure(5.2, len(AXES))
-    colours = _colours(len(groups))
-    for panel, (axis, (label, unit)) in zip(panels, AXES.items(), strict=True):
-        for number, group in enumerate(groups):
-            found = [run.curve(axis) for run in group.runs.values()]
-            count = min(len(xs) for xs, _ in found)
-            x = [statistics.fmean(xs[i] for xs, _ in found) / unit for i in range(count)]
-            y = [100 * statistics.fmean(ys[i] for _, ys in found) for i in range(count)]
-            spread = [100 * _deviation([ys[i] for _, ys in found]) for i in range(count)]
-            mine = group.method == BASELINE
-            panel.plot(
-                x,
-                y,
-                color=colours[number],
-                marker=MARKERS[number % len(MARKERS)],
-                markersize=4,
-                linewidth=2.6 if mine else 1.1,
-                zorder=3 if mine else 2,
-                label=group.label,
-            )
-            if not mine and len(groups) > MOST_BANDS:
-                continue
-            panel.fill_between(
-                x,
-                [value - by for value, by in zip(y, spread, strict=True)],
-                [value + by for value, by in zip(y, spread, strict=True)],
-                color=colours[number],
-                alpha=0.12,
-                linewidth=0,
-            )
-        panel.set_xlabel(label)
-        panel.grid(alpha=0.25)
-    panels[0].set_ylabel("accuracy received, percent")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
-    return figure
-
-
-def spread(groups: Sequence[Group]) -> Any:
-    """A row a group: accuracies of all clients of all seeds after `head_tuned`, a dot each, and their quartiles."""
-    figure, axes = _figure(_height(groups))
-    values = [[100 * one for run in group.runs.values() for one in run.clients(BY)] for group in groups]
-    axes.boxplot(values, positions=range(len(groups)), orientation="horizontal", widths=0.6, showfliers=False)
-    for row, accuracies in enumerate(values):
-        # beside each other where many are alike
-        heights = [row + 0.22 * ((i * 0.618) % 1 * 2 - 1) for i in range(len(accuracies))]
-        axes.plot(accuracies, heights, ".", alpha=0.6, markersize=5, color="C0")
-    _name_rows(axes, groups)
-    axes.set_xlabel(f"accuracy of a client at {BY}, percent")
-    return figure
-
-
-def _figure(height: float, panels: int = 1) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure((WIDTH, height), layout="constrained")
-    return figure, figure.subplots(1, panels, sharey=True)
-
-
-def _height(groups: Sequence[Group]) -> float:
-    return 1.4 + 0.32 * len(groups)
-
-
-def _name_rows(axes: Any, groups: Sequence[Group]) -> None:
-    axes.set_yticks(range(len(groups)), [group.label for group in groups])
-    axes.set_ylim(len(groups) - 0.4, -0.6)  # the first on top
-    axes.grid(axis="x", alpha=0.25)
-
-
-def _colours(count: int) -> list[Any]:
-    from matplotlib import colormaps
-
-    palette = colormaps["tab10" if count <= 10 else "tab20"]
-    return [palette(number % palette.N) for number in range(count)]
-
-
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def _lines(labels: Sequence[str]) -> list[int]:
+    return [1 + _wrapped(label).count("\n") for label in labels]

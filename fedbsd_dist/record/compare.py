@@ -1,131 +1,140 @@
-"""Runs side by side: mean and deviation over seeds, and paired differences from FedBSD."""
+"""Groups of runs side by side: the table of accuracies, and differences to a baseline seed by seed."""
 
-import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from fedbsd_dist.record import reading
 from fedbsd_dist.record.console import table
-from fedbsd_dist.record.runs import STAGES, Group, load
+from fedbsd_dist.record.grouping import CONFIDENCE, FAIR, Group, Spread, group, load, spread, stages
+from fedbsd_dist.record.reading import Problem, Run
 from fedbsd_dist.units import size
 
 BASELINE = "fedbsd"
-BY = "head_tuned"
-"""Stage by which methods are ranked: the same step for every method after the newest shared state."""
-CONFIDENCE = 0.95
-
-ACCURACIES = (
-    "Accuracy in percent, mean over clients; over seeds mean ± standard deviation. The worst tenth of the clients, and "
-    f"the order, are of {BY}: the same step for every method."
-)
-DIFFERENCES = (
-    f"Difference from {BASELINE} in points, paired by seed: mean and {CONFIDENCE:.0%} confidence interval (Student's "
-    f"t). Above 0: better than {BASELINE}."
-)
-
-Rows = list[list[str]]
-"""The first is the heading."""
 
 
-def comparison(run_dirs: Sequence[Path]) -> str:
-    """What a sweep ends with, for a console. Raises UserError for a run that cannot be read."""
-    groups = ranked(load(run_dirs))
-    parts = [ACCURACIES, table(accuracies(groups))]
-    rows = differences(groups)
-    if len(rows) > 1:
-        parts += [DIFFERENCES, table(rows)]
-    return "\n\n".join(parts)
+@dataclass(frozen=True)
+class Difference:
+    """Method - baseline over the seeds that both have, with the same other settings and clients."""
+
+    label: str
+    num_seeds: int
+    by_stage: dict[str, Spread]
 
 
-def ranked(groups: Sequence[Group]) -> list[Group]:
-    """Best first; equals by their labels."""
-    return sorted(groups, key=lambda group: (-statistics.fmean(group.accuracy(BY).values()), group.label))
+def differences(groups: Sequence[Group], baseline: str = BASELINE) -> tuple[list[Difference], list[str]]:
+    """(of every other method to the baseline with the same settings apart from methods'; labels without such)."""
+    bases = [group for group in groups if group.method == baseline]
+    found, lonely = [], []
+    for one in groups:
+        if one.method == baseline:
+            continue
+        pairs = [(base, shared) for base in bases if (shared := _shared(one, base))]
+        for base, shared in pairs:
+            # all but the method's options is the same, so its name says it where there is no other
+            name = base.label if len(pairs) > 1 else baseline
+            found.append(_difference(f"{one.label} - {name}", shared))
+        if not pairs:
+            lonely.append(one.label)
+    return found, lonely
 
 
-def stages_of(groups: Sequence[Group]) -> list[str]:
-    """Those that any run was evaluated at."""
-    return [stage for stage in STAGES if any(group.accuracy(stage) for group in groups)]
+def _shared(one: Group, base: Group) -> list[tuple[Run, Run]]:
+    """The pairs of runs that differ in their method alone."""
+    if _others(one) != _others(base):
+        return []
+    by_seed = {run.seed: run for run in base.runs}
+    pairs = [(run, by_seed[run.seed]) for run in one.runs if run.seed in by_seed]
+    return [(run, other) for run, other in pairs if run.clients == other.clients]
 
 
-def accuracies(groups: Sequence[Group]) -> Rows:
-    """A row a group: accuracy at every stage, its worst tenth of clients at `head_tuned`, seeds, bytes."""
-    stages = stages_of(groups)
-    rows = [["", *stages, "worst 10 %", "seeds", "sent, received"]]
-    for group in groups:
-        sent = group.first.summary["bytes"]
+def _others(group: Group) -> dict[str, str]:
+    return {key: value for key, value in group.settings.items() if not key.startswith("method.")}
+
+
+def _difference(label: str, pairs: Sequence[tuple[Run, Run]]) -> Difference:
+    by_stage: dict[str, list[float]] = {}
+    for run, base in pairs:
+        for stage, of in run.summary.accuracy.items():
+            if stage in base.summary.accuracy:
+                by_stage.setdefault(stage, []).append(of.mean - base.summary.accuracy[stage].mean)
+    return Difference(label, len(pairs), {stage: spread(values) for stage, values in by_stage.items()})
+
+
+def percent(value: Spread | None, plus_minus: str = "+-") -> str:
+    """`97.20 +- 0.60`; `-` for what is not there."""
+    if value is None:
+        return "-"
+    return f"{100 * value.mean:.2f} {plus_minus} {'-' if value.std is None else f'{100 * value.std:.2f}'}"
+
+
+def points(value: Spread | None) -> str:
+    """`+0.80 [+0.10, +1.50]`, without the interval where there is none; `-` for what is not there."""
+    if value is None:
+        return "-"
+    mean, half = 100 * value.mean, value.half
+    return f"{mean:+.2f}" + ("" if half is None else f" [{mean - 100 * half:+.2f}, {mean + 100 * half:+.2f}]")
+
+
+def difference_rows(found: Sequence[Difference], names: Sequence[str]) -> list[list[str]]:
+    """A table: a row a pair of methods, a column a stage of `names`."""
+    head = ["difference", *names, "seeds"]
+    return [head, *([d.label, *(points(d.by_stage.get(name)) for name in names), str(d.num_seeds)] for d in found)]
+
+
+def difference_notes(found: Sequence[Difference], lonely: Sequence[str], baseline: str = BASELINE) -> list[str]:
+    """What the table of differences says, and what it cannot."""
+    if not found and not lonely:
+        return [f"Nothing is compared with {baseline}: there are no other methods."]
+    notes = []
+    if found:
+        notes.append(
+            f"Accuracy minus {baseline}'s in percentage points: mean over the seeds that both have, each pair with the "
+            f"same clients and the same settings but for the method's own. In brackets the "
+            f"{100 * CONFIDENCE:.0f} % confidence interval of that mean by Student's t, not corrected for the "
+            "number of comparisons."
+        )
+        if any(difference.num_seeds == 1 for difference in found):
+            notes.append("One shared seed gives no interval: such a difference may be chance.")
+    if lonely:
+        notes.append(f"No {baseline} with the same seeds, clients and other settings: {', '.join(lonely)}.")
+    return notes
+
+
+def comparison(run_dirs: Sequence[Path], baseline: str = BASELINE) -> str:
+    """The console's tables over finished runs: accuracy by stage, and differences to the baseline.
+
+    Directories that hold no finished run are named. Raises UserError where none does.
+    """
+    runs, problems = load(run_dirs)
+    groups, doubles = group(runs)
+    return console_text(groups, [*problems, *doubles], baseline)
+
+
+def console_text(groups: Sequence[Group], problems: Sequence[Problem], baseline: str = BASELINE) -> str:
+    """The two tables, what they say, and what was left out."""
+    names = stages(groups)
+    rows = [["method", *names, f"worst 10 % {FAIR}", "seeds", "sent, received"]]
+    for one in groups:
+        worst = one.worst(FAIR)
         rows.append(
             [
-                group.label,
-                *(plus_minus(group.accuracy(stage)) for stage in stages),
-                plus_minus(group.accuracy(BY, "worst_10pct")),
-                str(len(group.runs)),
-                size(sent["federated_up"] + sent["federated_down"]),
+                one.label,
+                *(percent(one.accuracy(name)) for name in names),
+                "-" if worst is None else f"{100 * worst:.2f}",
+                str(len(one.runs)),
+                size(one.exchanged),
             ]
         )
-    return rows
-
-
-def selections(groups: Sequence[Group]) -> Rows:
-    """A row a group: `received` after the last round, the mean of the last rounds, and of the round that validation
-    chose.
-    """
-    rows = [["", "last", "mean of last rounds", "best by validation"]]
-    for group in groups:
-        summaries = {seed: run.summary for seed, run in group.runs.items()}
-        means = {
-            seed: summary["accuracy_last_rounds"]["received"]["mean"]
-            for seed, summary in summaries.items()
-            if "accuracy_last_rounds" in summary
-        }
-        best = {seed: summary["best"]["received"]["mean"] for seed, summary in summaries.items() if "best" in summary}
-        rows.append([group.label, *map(plus_minus, (group.accuracy("received"), means, best))])
-    return rows if any(row[2] or row[3] for row in rows[1:]) else rows[:1]
-
-
-def differences(groups: Sequence[Group]) -> Rows:
-    """A row a group: its accuracy less the baseline's with the same other settings, paired by seed, in points."""
-    stages = stages_of([group for group in groups if group.method == BASELINE])
-    rows = [["", *stages, "pairs"]]
-    for group in groups:
-        base = next((other for other in groups if other.method == BASELINE and _alike(group, other)), None)
-        if base is None or base is group:
-            continue
-        cells = []
-        for stage in stages:
-            ours, theirs = group.accuracy(stage), base.accuracy(stage)
-            cells.append(interval([100 * (ours[seed] - theirs[seed]) for seed in ours.keys() & theirs.keys()]))
-        rows.append([group.label, *cells, str(len(group.runs.keys() & base.runs.keys()))])
-    return rows
-
-
-def _alike(one: Group, other: Group) -> bool:
-    """The same but for the method."""
-    mine, theirs = (
-        {name: value for name, value in group.first.settings.items() if name != "seed" and name[:7] != "method."}
-        for group in (one, other)
-    )
-    return mine == theirs
-
-
-def plus_minus(values: Mapping[int, float]) -> str:
-    """Fractions by seed, as percent: mean ± sample standard deviation; without a deviation of one."""
-    if not values:
-        return ""
-    mean = 100 * statistics.fmean(values.values())
-    return f"{mean:.2f}" + (f" ± {100 * statistics.stdev(values.values()):.2f}" if len(values) > 1 else "")
-
-
-def interval(differences: Sequence[float]) -> str:
-    """Mean and the half width of its confidence interval; of one difference there is none."""
-    if not differences:
-        return ""
-    mean = statistics.fmean(differences)
-    return f"{mean:+.2f}" + (f" ± {half_width(differences):.2f}" if len(differences) > 1 else "")
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Of the confidence interval of the mean of two values or more, by Student's t."""
-    from scipy.stats import t  # a second of import, for whoever compares
-
-    quantile = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+    found, lonely = differences(groups, baseline)
+    parts = [
+        "Accuracy in percent, mean over clients: mean +- sample standard deviation over seeds. Sorted by "
+        f"{FAIR}, the same step for every method.",
+        table(rows),
+        "\n".join(difference_notes(found, lonely, baseline)),
+    ]
+    if found:
+        parts.append(table(difference_rows(found, names)))
+    if problems:
+        parts.append("\n".join(reading.told(problems)))
+    return "\n\n".join(parts)

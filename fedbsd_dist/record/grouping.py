@@ -1,0 +1,134 @@
+"""Runs put together by all settings but the seed, and numbers over the seeds of a group."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from fedbsd_dist.errors import UserError
+from fedbsd_dist.record import reading
+from fedbsd_dist.record.reading import Problem, Run
+
+STAGES = ("received", "trained", "head_tuned", "finetuned", "new_client")
+"""In this order; others follow."""
+FAIR = "head_tuned"
+"""The stage that is the same step for every method: by it methods are ordered."""
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed."""
+
+    label: str
+    """The method, and what differs between groups."""
+    settings: dict[str, str]
+    runs: list[Run]
+    """By seed."""
+
+    @property
+    def method(self) -> str:
+        """Its name."""
+        return self.settings["method.name"]
+
+    def accuracy(self, stage: str) -> "Spread | None":
+        """Over the seeds that have the stage."""
+        of = [run.summary.accuracy[stage].mean for run in self.runs if stage in run.summary.accuracy]
+        return spread(of) if of else None
+
+    def worst(self, stage: str) -> float | None:
+        """Of a tenth of the clients, mean over seeds."""
+        of = [run.summary.accuracy[stage].worst_10pct for run in self.runs if stage in run.summary.accuracy]
+        return fmean(of) if of else None
+
+    @property
+    def exchanged(self) -> float:
+        """Bytes that clients sent and received, mean over seeds."""
+        return fmean(run.summary.bytes.federated_up + run.summary.bytes.federated_down for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Over seeds."""
+
+    mean: float
+    std: float | None
+    """Of the sample (n - 1); None of one seed."""
+    num: int
+
+    @property
+    def half(self) -> float | None:
+        """Half the width of the confidence interval of the mean, by Student's t; None of one seed."""
+        if self.std is None:
+            return None
+        from scipy.stats import t
+
+        return float(t.ppf((1 + CONFIDENCE) / 2, self.num - 1)) * self.std / math.sqrt(self.num)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Of one or more values, one a seed."""
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+
+def load(run_dirs: Sequence[Path]) -> tuple[list[Run], list[Problem]]:
+    """The runs to compare and the directories left out. Raises UserError where no run is left."""
+    runs, problems = reading.read_all(run_dirs)
+    check_any(runs, problems)
+    return runs, problems
+
+
+def check_any(runs: Sequence[Run], problems: Sequence[Problem]) -> None:
+    """Raises UserError where no run is left."""
+    if not runs:
+        raise UserError("\n".join(["no finished run to compare.", *reading.told(problems)]))
+
+
+def group(runs: Sequence[Run]) -> tuple[list[Group], list[Problem]]:
+    """Groups, the best first; and runs left out because an equal one is there already."""
+    apart: dict[tuple[tuple[str, str], ...], dict[int, Run]] = {}
+    problems = []
+    for run in runs:
+        seeds = apart.setdefault(tuple(sorted(run.settings.items())), {})
+        if run.seed in seeds:
+            problems.append((run.path, f"settings and seed are those of {seeds[run.seed].path}"))
+        seeds.setdefault(run.seed, run)
+    alike = [dict(settings) for settings in apart]
+    labels = [_label(settings, alike) for settings in alike]
+    groups = [
+        Group(label, settings, [seeds[seed] for seed in sorted(seeds)])
+        for label, settings, seeds in zip(labels, alike, apart.values(), strict=True)
+    ]
+    return sorted(groups, key=_order), problems
+
+
+def _order(group: Group) -> tuple[float, str]:
+    fair = group.accuracy(FAIR)
+    return -fair.mean if fair else 0.0, group.label
+
+
+def differing(settings: Sequence[dict[str, str]]) -> list[str]:
+    """Dotted keys whose values are not the same in all; options of methods among those of the same method."""
+    keys = dict.fromkeys(key for of in settings for key in of if key != "method.name")
+    found = []
+    for key in keys:
+        values: dict[str, set[str | None]] = {}
+        for of in settings:
+            values.setdefault(of["method.name"] if key.startswith("method.") else "", set()).add(of.get(key))
+        if any(len(these) > 1 for these in values.values()):
+            found.append(key)
+    return found
+
+
+def _label(own: dict[str, str], settings: Sequence[dict[str, str]]) -> str:
+    keys = [key for key in differing(settings) if key in own]
+    names = [key.rpartition(".")[2] for key in keys]
+    parts = [f"{name if names.count(name) == 1 else key}={own[key]}" for name, key in zip(names, keys, strict=True)]
+    return " ".join([own["method.name"], *parts])
+
+
+def stages(groups: Sequence[Group]) -> list[str]:
+    """Those that any run has, in the order of STAGES."""
+    found = dict.fromkeys(stage for group in groups for run in group.runs for stage in run.summary.accuracy)
+    return [*(stage for stage in STAGES if stage in found), *(stage for stage in found if stage not in STAGES)]
