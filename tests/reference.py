@@ -1,22 +1,28 @@
-"""FedAvg, FedPer and FedBSD in one process, said as plainly as possible: what a distributed run must equal.
+"""The round of every method in one process, said as plainly as possible: what a distributed run must equal.
 
-It shares no code with the package and draws nothing at random: the initial state, the data, the cohorts and the
-order of the samples come from outside.
+FedAvg, FedPer and FedBSD are here, the other methods in `reference_methods` and `reference_extra`. None shares code
+with the package, and none draws at random: the initial state, the data, the cohorts and the order of the samples come
+from outside.
 """
 
-import copy
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import torch
+from reference_models import State, frozen, live, load, state_of
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-State = dict[str, Tensor]
-"""State dict of `make_model`, or the part of it whose names begin with backbone. or head."""
-Orders = Mapping[tuple[str, int, int], Sequence[Tensor]]
-"""(purpose, round, client) -> for every epoch, the order of the training rows; purpose `batches` or `head tuning`."""
-Losses = tuple[Tensor, ...]
+Orders = Mapping[str, Sequence[Tensor]]
+"""A client's in a round: purpose -> for every epoch, the order of the training rows."""
+AllOrders = Mapping[tuple[str, int, int], Sequence[Tensor]]
+"""(purpose, round, client) -> the same. Rounds count from 1."""
+Steps = list[tuple[int, Tensor]]
+"""Batch size and loss of every step."""
+Loss = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]
+"""Rows of the batch -> (loss to descend, losses to report)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +37,6 @@ class Client:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    method: str
-    """`fedavg`, `fedper` or `fedbsd`."""
-    mean: str
-    """`samples` or `plain`."""
     lr: float
     momentum: float
     weight_decay: float
@@ -42,197 +44,301 @@ class Settings:
     local_epochs: int
     tuning_epochs: int
     """Of the head, before the stage `head_tuned`."""
-    distillation: str = ""
-    distillation_teaches: str = "backbone"
-    distillation_weight: float = 0.0
-    temperature: float = 1.0
-    temperature_squared: bool = False
-    student_start: str = "received"
-    schedule: str = "joint"
-    head_epochs: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The method's own, where they are not its defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class Learned:
+    """What a client's local learning gives."""
+
+    upload: State
+    private: State
+    steps: Sequence[Steps]
+    """Of each reported loss."""
+
+
+Tests = dict[str, list[tuple[int, float]]]
+"""Stage -> by client: correct test samples, mean test loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the rounds give."""
+
     shared: State
     private: list[State]
     """By client."""
-    losses: list[Losses]
-    """By round: classification, and for FedBSD distillation; means over all samples of all steps of the cohort."""
-    tests: dict[str, list[tuple[int, float]]]
-    """Stage -> by client: correct test samples, mean test loss."""
+    losses: list[list[Tensor]]
+    """By round: the method's losses, means over the cohort."""
 
 
-def make_model(network: str, head_layers: int, image: Sequence[int], classes: int) -> nn.Sequential:
-    """`backbone` and `head`, the last `head_layers` layers of the network, for images [channels, height, width]."""
-    channels, height, width = image
-    rows, columns = (((side - 4) // 2 - 4) // 2 for side in (height, width))
-    if network == "smooth":
-        layers = [
-            [nn.Conv2d(channels, 8, 5), nn.Tanh(), nn.AvgPool2d(2)],
-            [nn.Conv2d(8, 16, 5), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten()],
-            [nn.Linear(16 * rows * columns, 32), nn.Tanh()],
-            [nn.Linear(32, classes)],
-        ]
-    elif network == "cnn":
-        layers = [
-            [nn.Conv2d(channels, 32, 5), nn.ReLU(), nn.MaxPool2d(2)],
-            [nn.Conv2d(32, 64, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()],
-            [nn.Linear(64 * rows * columns, 512), nn.ReLU()],
-            [nn.Linear(512, classes)],
-        ]
-    else:
-        assert network == "mlp"
-        layers = [
-            [nn.Flatten(), nn.Linear(channels * height * width, 512), nn.ReLU()],
-            [nn.Linear(512, 256), nn.ReLU()],
-            [nn.Linear(256, 64), nn.ReLU()],
-            [nn.Linear(64, classes)],
-        ]
-    backbone = [module for layer in layers[:-head_layers] for module in layer]
-    head = [module for layer in layers[-head_layers:] for module in layer]
-    return nn.Sequential(OrderedDict(backbone=nn.Sequential(*backbone), head=nn.Sequential(*head)))
+def published(**options: Any) -> Mapping[str, Any]:
+    """Options of a method, as they are where nothing else is said."""
+    return MappingProxyType(options)
+
+
+class Method:
+    """One algorithm: states go in and come out, and the model is a workbench."""
+
+    defaults = published(mean="samples")
+    """The method's options as published."""
+    losses = ("classification",)
+    """Names of what is reported."""
+    finetunes = False
+    """Whether it has a step of its own at test time."""
+
+    def __init__(self, model: nn.Sequential, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.options = {**self.defaults, **settings.options}
+
+    def shares(self, name: str) -> bool:
+        """Whether a tensor of the model crosses; the others are private."""
+        return True
+
+    def start(self, initial: State) -> tuple[State, State]:
+        """Shared state, and the private state that every client begins with."""
+        return self.divided(initial)
+
+    def divided(self, state: State) -> tuple[State, State]:
+        """What is shared of a model, and what is private."""
+        private = {name: tensor for name, tensor in state.items() if not self.shares(name)}
+        return {name: tensor for name, tensor in state.items() if name not in private}, private
+
+    def receive(self, shared: State, private: State) -> None:
+        """The model is the shared state, and the client's own where none is shared."""
+        both = {**private, **shared}
+        load(self.model, {name: both[name] for name in live(self.model)})
+
+    def learn(self, shared: State, private: State, client: Client, orders: Orders) -> Learned:
+        """A client's local learning in a round."""
+        self.receive(shared, private)
+        steps = self.train(client, orders)
+        upload, private = self.divided(state_of(self.model))
+        return Learned(upload=upload, private=private, steps=steps)
+
+    def train(self, client: Client, orders: Orders) -> Sequence[Steps]:
+        """From the model as received: joint SGD."""
+        return joint(self.model, client, self.epochs(orders), self.settings)
+
+    def epochs(self, orders: Orders) -> Sequence[Tensor]:
+        """Of the ordinary local learning."""
+        return orders["batches"][: self.settings.local_epochs]
+
+    def weight(self, client: Client) -> int:
+        """Of its upload in the mean."""
+        return len(client.train_labels) if self.options["mean"] == "samples" else 1
+
+    def update(self, shared: State, average: State, participation: float) -> State:
+        """New shared state from the old and the mean upload. `participation`: cohort / all clients."""
+        return average
+
+    def deploy(self, shared: State, private: State) -> State:
+        """The model that is evaluated. `shared`: as received, or as just learned by the client."""
+        both = {**private, **shared}
+        return {name: both[name] for name in live(self.model)}
+
+    def finetune(self, client: Client, orders: Orders) -> None:
+        """The step at test time, from the model as received."""
+        raise NotImplementedError
+
+
+class FedAvg(Method):
+    pass
+
+
+class FedPer(Method):
+    def shares(self, name: str) -> bool:
+        return name.startswith("backbone.")
+
+
+class FedBSD(FedPer):
+    defaults = published(
+        mean="plain",
+        distillation="logits_kl",
+        distillation_teaches="backbone",
+        distillation_weight=1.0,
+        temperature=4.0,
+        temperature_squared=True,
+        student_start="received",
+        schedule="joint",
+        head_epochs=1,
+    )
+    losses = ("classification", "distillation")
+
+    def divided(self, state: State) -> tuple[State, State]:
+        shared, private = super().divided(state)
+        return shared, dict(state) if self.options["student_start"] == "own" else private
+
+    def learn(self, shared: State, private: State, client: Client, orders: Orders) -> Learned:
+        self.receive(shared, private)
+        teacher = frozen(self.model.backbone)
+        if self.options["student_start"] == "own":
+            load(self.model, private)
+        trained: nn.Module = self.model
+        if self.options["schedule"] == "head_then_backbone":
+            tune_head(self.model, client, orders["head tuning"][: self.options["head_epochs"]], self.settings)
+            trained = self.model.backbone
+
+        def loss(rows: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+            features = self.model.backbone(client.train_images[rows])
+            logits = self.model.head(features)
+            classification = cross_entropy(logits, client.train_labels[rows])
+            # the present head, as a constant: its gradient is that of the labels alone
+            head = frozen(self.model.head)
+            teacher_features = teacher(client.train_images[rows])
+            if self.options["distillation_teaches"] == "backbone":
+                logits = head(features)
+            distillation = distill(features, logits, teacher_features, head(teacher_features), self.options)
+            return classification + self.options["distillation_weight"] * distillation, (classification, distillation)
+
+        steps = descend(trained.parameters(), self.epochs(orders), loss, self.settings)
+        upload, private = self.divided(state_of(self.model))
+        return Learned(upload=upload, private=private, steps=steps)
+
+
+def distill(
+    student: Tensor, logits: Tensor, teacher: Tensor, teacher_logits: Tensor, options: Mapping[str, Any]
+) -> Tensor:
+    """L_BSD between features, or logits, of student and teacher: mean over the batch."""
+    if options["distillation"] == "features_mse":
+        return ((student - teacher) ** 2).mean()
+    if options["distillation"] == "features_cosine":
+        return 1 - cosine(student, teacher).mean()
+    pair = {"logits_kl": (logits, teacher_logits), "features_kl": (student, teacher)}[options["distillation"]]
+    divergence = kl(*pair, options["temperature"])
+    return divergence * options["temperature"] ** 2 if options["temperature_squared"] else divergence
+
+
+def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of what is softened by the temperature, [n, d] each: mean over the batch."""
+    log_q, log_p = (torch.log_softmax(side / temperature, dim=1) for side in (student, teacher))
+    return (log_p.exp() * (log_p - log_q)).sum(1).mean()
+
+
+def cosine(one: Tensor, other: Tensor) -> Tensor:
+    """Of vectors [n, d]: [n]."""
+    return (one * other).sum(1) / (one.norm(dim=1) * other.norm(dim=1))
 
 
 def federate(
-    model: nn.Sequential,
+    method: Method,
     initial: State,
     clients: Sequence[Client],
     cohorts: Sequence[Sequence[int]],
-    orders: Orders,
-    settings: Settings,
-) -> Result:
-    """`cohorts`: the clients of every round; rounds count from 1. `initial`: the state that all begin with."""
-    model.load_state_dict(initial)
-    shares = [name for name in initial if settings.method == "fedavg" or name.startswith("backbone.")]
-    keeps = [name for name in initial if name not in shares or settings.student_start == "own"]
-    shared = copy.deepcopy({name: initial[name] for name in shares})
-    private = [copy.deepcopy({name: initial[name] for name in keeps}) for _ in clients]
-
-    def receive(number: int) -> None:
-        """The shared state, and the client's own where none is shared."""
-        model.load_state_dict({**private[number], **shared})
-
-    def train(number: int, round: int) -> list[tuple[int, Losses]]:
-        receive(number)
-        own = private[number] if settings.student_start == "own" else {}
-        batches, head = orders["batches", round, number], orders["head tuning", round, number]
-        return learn(model, own, clients[number], batches[: settings.local_epochs], head, settings)
-
+    orders: AllOrders,
+) -> Trained:
+    """`initial`: the model that all begin with. `cohorts`: the clients of every round."""
+    shared, fresh = method.start(initial)
+    private = [fresh] * len(clients)
     losses = []
     for round, cohort in enumerate(cohorts, start=1):
-        uploads, weights, steps = [], [], []
-        for number in cohort:
-            steps += train(number, round)
-            state = copy.deepcopy(model.state_dict())
-            uploads.append({name: state[name] for name in shares})
-            private[number] = {name: state[name] for name in keeps}
-            weights.append(len(clients[number].train_labels) if settings.mean == "samples" else 1)
-        shared = {name: mean([upload[name] for upload in uploads], weights) for name in shares}
-        sizes = [size for size, _ in steps]
-        losses.append(tuple(mean(term, sizes) for term in zip(*(terms for _, terms in steps), strict=True)))
+        turns = [
+            method.learn(shared, private[number], clients[number], orders_of(number, round, orders))
+            for number in cohort
+        ]
+        for number, learned in zip(cohort, turns, strict=True):
+            private[number] = learned.private
+        weights = [method.weight(clients[number]) for number in cohort]
+        average = {name: mean([learned.upload[name] for learned in turns], weights) for name in shared}
+        shared = method.update(shared, average, len(cohort) / len(clients))
+        losses.append(mean_losses(turns))
 
-    tests: dict[str, list[tuple[int, float]]] = {"received": [], "trained": [], "head_tuned": []}
-    extra = len(cohorts) + 1
-    for number, client in enumerate(clients):
-        receive(number)
-        tests["received"].append(test(model, client))
-        train(number, extra)
-        tests["trained"].append(test(model, client))
-        receive(number)
-        tune_head(model, client, orders["head tuning", extra, number][: settings.tuning_epochs], settings)
-        tests["head_tuned"].append(test(model, client))
-    return Result(shared=shared, private=private, losses=losses, tests=tests)
+    return Trained(shared=shared, private=private, losses=losses)
 
 
-def learn(
-    model: nn.Sequential,
-    own: State,
-    client: Client,
-    orders: Sequence[Tensor],
-    head_orders: Sequence[Tensor],
-    settings: Settings,
-) -> list[tuple[int, Losses]]:
-    """One client's local learning, from the model as received. `own`: the backbone that a student of its own has.
-
-    Every step's batch size and losses.
-    """
-    teacher = copy.deepcopy(model.backbone)
-    model.load_state_dict({**model.state_dict(), **own})
-    trained: nn.Module = model
-    if settings.schedule == "head_then_backbone":
-        tune_head(model, client, head_orders[: settings.head_epochs], settings)
-        trained = model.backbone
-
-    def loss(rows: Tensor) -> tuple[Tensor, Losses]:
-        features = model.backbone(client.train_images[rows])
-        logits = model.head(features)
-        classification = nn.functional.cross_entropy(logits, client.train_labels[rows])
-        if settings.method != "fedbsd":
-            return classification, (classification.detach(),)
-        with torch.no_grad():
-            teacher_features = teacher(client.train_images[rows])
-            teacher_logits = model.head(teacher_features)
-        if settings.distillation_teaches == "backbone":
-            # the present head, as a constant: its gradient is that of the labels alone
-            logits = copy.deepcopy(model.head).requires_grad_(False)(features)
-        distillation = distill(features, logits, teacher_features, teacher_logits, settings)
-        total = classification + settings.distillation_weight * distillation
-        return total, (classification.detach(), distillation.detach())
-
-    return descend(trained, orders, loss, settings)
+def evaluate(method: Method, trained: Trained, clients: Sequence[Client], orders: AllOrders) -> Tests:
+    """All clients at every stage, after the last round; nothing is kept."""
+    stages = ["received", "trained", "head_tuned", *(["finetuned"] if method.finetunes else [])]
+    tests: Tests = {stage: [] for stage in stages}
+    for number, (client, private) in enumerate(zip(clients, trained.private, strict=True)):
+        mine = orders_of(number, len(trained.losses) + 1, orders)
+        load(method.model, method.deploy(trained.shared, private))
+        tests["received"].append(test(method.model, client))
+        learned = method.learn(trained.shared, private, client, mine)
+        load(method.model, method.deploy(learned.upload, learned.private))
+        tests["trained"].append(test(method.model, client))
+        load(method.model, method.deploy(trained.shared, private))
+        tune_head(method.model, client, mine["head tuning"][: method.settings.tuning_epochs], method.settings)
+        tests["head_tuned"].append(test(method.model, client))
+        if method.finetunes:
+            method.receive(trained.shared, private)
+            method.finetune(client, mine)
+            tests["finetuned"].append(test(method.model, client))
+    return tests
 
 
-def distill(student: Tensor, logits: Tensor, teacher: Tensor, teacher_logits: Tensor, settings: Settings) -> Tensor:
-    """L_BSD between features, or logits, of student and teacher: mean over the batch."""
-    if settings.distillation == "features_mse":
-        return ((student - teacher) ** 2).mean()
-    if settings.distillation == "features_cosine":
-        return 1 - ((student * teacher).sum(1) / (student.norm(dim=1) * teacher.norm(dim=1))).mean()
-    pair = {"logits_kl": (logits, teacher_logits), "features_kl": (student, teacher)}[settings.distillation]
-    log_q, log_p = (torch.log_softmax(side / settings.temperature, dim=1) for side in pair)
-    divergence = (log_p.exp() * (log_p - log_q)).sum(1).mean()
-    return divergence * settings.temperature**2 if settings.temperature_squared else divergence
+def orders_of(client: int, round: int, orders: AllOrders) -> Orders:
+    return {purpose: order for (purpose, *turn), order in orders.items() if turn == [round, client]}
+
+
+def mean_losses(turns: Sequence[Learned]) -> list[Tensor]:
+    """Each client's means over the samples of its steps, weighted by the samples of the first loss's steps."""
+    samples = [sum(size for size, _ in learned.steps[0]) for learned in turns]
+    by_client = [
+        [mean([loss for _, loss in steps], [size for size, _ in steps]) for steps in learned.steps] for learned in turns
+    ]
+    return [mean(losses, samples) for losses in zip(*by_client, strict=True)]
+
+
+def joint(model: nn.Sequential, client: Client, orders: Sequence[Tensor], settings: Settings) -> list[Steps]:
+    """SGD on the whole model with cross-entropy."""
+
+    def loss(rows: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        classification = cross_entropy(model(client.train_images[rows]), client.train_labels[rows])
+        return classification, (classification,)
+
+    return descend(model.parameters(), orders, loss, settings)
 
 
 def tune_head(model: nn.Sequential, client: Client, orders: Sequence[Tensor], settings: Settings) -> None:
     """The head alone, on the features of the backbone as it is."""
-    with torch.no_grad():
-        features = model.backbone(client.train_images)
+    features = frozen(model.backbone)(client.train_images)
 
-    def loss(rows: Tensor) -> tuple[Tensor, Losses]:
-        return nn.functional.cross_entropy(model.head(features[rows]), client.train_labels[rows]), ()
+    def loss(rows: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        return cross_entropy(model.head(features[rows]), client.train_labels[rows]), ()
 
-    descend(model.head, orders, loss, settings)
+    descend(model.head.parameters(), orders, loss, settings)
 
 
 def descend(
-    module: nn.Module, orders: Sequence[Tensor], loss: Callable[[Tensor], tuple[Tensor, Losses]], settings: Settings
-) -> list[tuple[int, Losses]]:
-    """SGD on the parameters of `module`, with momentum from zero and weight decay on weights, not on biases."""
-    weights = [parameter for parameter in module.parameters() if parameter.dim() > 1]
-    biases = [parameter for parameter in module.parameters() if parameter.dim() == 1]
-    groups = [{"params": weights, "weight_decay": settings.weight_decay}, {"params": biases, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    parameters: Iterable[nn.Parameter], orders: Sequence[Tensor], loss: Loss, settings: Settings
+) -> list[Steps]:
+    """The steps of each reported loss."""
+    optimizer = sgd(parameters, settings)
     steps = []
+    for rows in batches(orders, settings):
+        total, reported = loss(rows)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        steps.append([(len(rows), term.detach()) for term in reported])
+    return [list(of_one) for of_one in zip(*steps, strict=True)]
+
+
+def sgd(parameters: Iterable[nn.Parameter], settings: Settings) -> torch.optim.SGD:
+    """With momentum from zero, and weight decay on weights, not on biases."""
+    every = list(parameters)
+    weights = [parameter for parameter in every if parameter.dim() > 1]
+    biases = [parameter for parameter in every if parameter.dim() == 1]
+    groups = [{"params": weights, "weight_decay": settings.weight_decay}, {"params": biases, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+
+
+def batches(orders: Sequence[Tensor], settings: Settings) -> Iterator[Tensor]:
+    """Rows of every batch of every epoch."""
     for order in orders:
-        for rows in order.split(settings.batch_size):
-            total, terms = loss(rows)
-            optimizer.zero_grad()
-            total.backward()
-            optimizer.step()
-            steps.append((len(rows), terms))
-    return steps
+        yield from order.split(settings.batch_size)
 
 
 def mean(tensors: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
     """Weighted mean, summed in double precision."""
     total = sum(weight * tensor.double() for weight, tensor in zip(weights, tensors, strict=True))
-    return (total / sum(weights)).float()
+    return (total / sum(weights)).to(tensors[0].dtype)
 
 
 @torch.no_grad()
 def test(model: nn.Sequential, client: Client) -> tuple[int, float]:
-    logits = model(client.test_images)
+    logits = frozen(model)(client.test_images)
     correct = int((logits.argmax(1) == client.test_labels).sum())
-    return correct, float(nn.functional.cross_entropy(logits, client.test_labels))
+    return correct, float(cross_entropy(logits, client.test_labels))
