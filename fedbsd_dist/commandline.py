@@ -66,6 +66,8 @@ def resolve_values(values: Mapping[str, Any], methods: Methods) -> RunConfig:
     """The configuration of these values; `load` says what may be wrong with them."""
     values = dict(values)
     method = values.pop("method", {})
+    if isinstance(method, list):
+        raise UserError(f"method={method}: several methods are a sweep, which fedbsd_dist.main does. Give one here.")
     if not isinstance(method, dict):
         raise UserError(f"method={method}: write method.name={method} instead.")
     method = dict(method)
