@@ -10,6 +10,8 @@ import pytest
 import torch
 from ranks import federate, run_ranks
 from test_federation import NORM, bits, build
+from test_interface import alone
+from test_resume import Stopped
 from torch import Tensor, nn
 
 from fedbsd_dist.commandline import load
@@ -17,6 +19,7 @@ from fedbsd_dist.errors import UserError
 from fedbsd_dist.methods import METHODS, OPTIONS, make_method
 from fedbsd_dist.methods.scaffold import effective_steps
 from fedbsd_dist.plan import make_plan
+from fedbsd_dist.record.recorder import Recorder
 from fedbsd_dist.wire.world import World, meet
 
 ROUNDS, CLIENTS, COHORT = 3, 6, 3
@@ -269,6 +272,30 @@ def test_the_same_bits_from_1_and_3_ranks(tmp_path, method):
     assert facts[0]["accuracy"] == facts[1]["accuracy"]
     assert ("finetuned" in facts[0]["accuracy"]) == METHODS[method].finetunes
     assert all(0 <= of["mean"] <= 1 for of in facts[0]["accuracy"].values())
+
+
+# going on
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stopped_run_ends_as_one_that_was_not(tmp_path, method, monkeypatch):
+    options = (*SHORT, NORM, f"method.name={method}", "train.rounds=4", "checkpoint.every=1", "evaluate.every=2")
+    assert alone(*options, f"run.dir={tmp_path / 'whole'}") == 0
+    recorded = Recorder.round
+
+    def stop(self, report, entries) -> None:
+        if report.round == 3:
+            raise Stopped
+        recorded(self, report, entries)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "round", stop)
+        with pytest.raises(Stopped):
+            alone(*options, f"run.dir={tmp_path / 'stopped'}")
+    assert alone(*options, f"run.dir={tmp_path / 'stopped'}", "run.resume=auto") == 0
+    whole, stopped = summary(tmp_path / "whole"), summary(tmp_path / "stopped")
+    assert {**stopped, "seconds": 0} == {**whole, "seconds": 0}
+    assert (tmp_path / "stopped/clients.csv").read_text() == (tmp_path / "whole/clients.csv").read_text()
 
 
 # what cannot be
