@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from runs import write_run
+from run_folders import write_run
 
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.record import compare

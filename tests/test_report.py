@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from runs import write_run
+from run_folders import write_run
 
 from fedbsd_dist import report
 from fedbsd_dist.record import charts, compare, curves, grouping, page, sections
