@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedbsd_dist import environment
-from fedbsd_dist.command import flags, start, whole_number
+from fedbsd_dist.command import flags, fraction, start, whole_number
 from fedbsd_dist.data.alone import load_alone, split
 from fedbsd_dist.data.samples import Ints, Samples
 from fedbsd_dist.data.shards import Shard
@@ -59,14 +59,14 @@ def _adapt(run: Finished, given: dict[str, str]) -> str:
     config = run.config
     file = personal.free_file(run, given.get("out"), "new-client.pt")
     epochs = whole_number("epochs", given["epochs"]) if "epochs" in given else config.evaluate.head_epochs
-    fraction = _fraction(given["test-fraction"]) if "test-fraction" in given else None
+    held_out = fraction("test-fraction", given["test-fraction"], 0.9, 0.25) if "test-fraction" in given else None
     torch.set_num_threads(config.run.threads)
     device = meet().place(config.run.device).device
     shards: dict[int, Shard] = {}
     clients = run.clients(shards, device)  # before images are decoded, which may take long
 
     samples = load_alone(given["data"], config.data.cache, run.input.shape, run.input.classes)
-    train, test = split(samples, fraction, config.seed)
+    train, test = split(samples, held_out, config.seed)
     client = config.data.num_clients  # the first number that nobody who trains has
     shards[client] = run.shard(_tensors(samples, train, device), _tensors(samples, test, device))
     if clients.model.has_batch_norm and len(train) == 1:
@@ -97,16 +97,6 @@ def _about(run: Finished, samples: Samples, train: Ints, test: Ints) -> str:
 def _tensors(samples: Samples, rows: Ints, device: torch.device) -> tuple[Tensor, Tensor]:
     images, labels = (torch.from_numpy(np.ascontiguousarray(array[rows])) for array in (samples.x, samples.y))
     return images.to(device), labels.to(device)
-
-
-def _fraction(text: str) -> float:
-    try:
-        fraction = float(text)
-    except ValueError:
-        fraction = 0.0
-    if not 0 < fraction <= 0.9:
-        raise UserError(f"--test-fraction={text}: should be a number above 0 and up to 0.9, such as 0.25.")
-    return fraction
 
 
 if __name__ == "__main__":

@@ -42,3 +42,14 @@ def whole_number(flag: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise UserError(f"--{flag}={text}: should be a whole number, 0 or more.")
     return int(text)
+
+
+def fraction(flag: str, text: str, most: float, example: float) -> float:
+    """Above 0 and up to `most`. Raises UserError where it is not."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= most:
+        raise UserError(f"--{flag}={text}: should be a number above 0 and up to {most:g}, such as {example:g}.")
+    return value

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedbsd_dist.command import flags, start
+from fedbsd_dist.command import flags, fraction, start
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.record import compare, curves, grouping, page, reading, sections
 from fedbsd_dist.record.curves import History
@@ -74,17 +74,7 @@ def _asked(arguments: Sequence[str]) -> _Asked:
     if not folders:
         raise UserError("no runs named. Give run directories, or a folder with some in it; --help says more.")
     out = Path(given.get("out") or (folders[0] if len(folders) == 1 else "report"))
-    return _Asked(folders, out, _fraction(given["target"]) if "target" in given else None)
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise UserError(f"--target={text}: write an accuracy above 0 and up to 1, such as 0.9.")
-    return value
+    return _Asked(folders, out, fraction("target", given["target"], 1, 0.9) if "target" in given else None)
 
 
 def _run_dirs(folders: Sequence[Path]) -> list[Path]:

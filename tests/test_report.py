@@ -201,9 +201,9 @@ def test_a_run_whose_record_is_damaged_is_named(tmp_path, name, text) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--target=1.5",), "--target=1.5: write an accuracy"),
-        (("--target=nan",), "--target=nan: write an accuracy"),
-        (("--target=much",), "--target=much: write an accuracy"),
+        (("--target=1.5",), "--target=1.5: should be a number above 0 and up to 1"),
+        (("--target=nan",), "--target=nan: should be a number above 0 and up to 1"),
+        (("--target=much",), "--target=much: should be a number above 0 and up to 1"),
         (("--colour=red",), "--colour=red: no such flag"),
         (("--out=a", "--out=b"), "--out: give it once"),
         (("nowhere",), "nowhere: no such folder"),

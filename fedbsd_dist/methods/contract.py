@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -91,6 +91,14 @@ def classify(
         return classification, [classification]
 
     return turn.sgd(loss, parts=parts, epochs=epochs, purpose=purpose, correct=correct)
+
+
+def fine_tune(turn: Turn, what: Literal["head", "all"], epochs: int) -> None:
+    """The step at test time: the head on features of the received backbone, or the whole model."""
+    if what == "head":
+        turn.tune_head(epochs, "finetuning")
+    else:
+        classify(turn, epochs, purpose="finetuning")
 
 
 def copies(prefix: str, groups: Sequence[str]) -> dict[str, Extra]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedbsd_dist.client import Turn
 from fedbsd_dist.config import MethodOptions
-from fedbsd_dist.methods.contract import Method, classify
+from fedbsd_dist.methods.contract import Method, classify, fine_tune
 
 
 class Options(MethodOptions):
@@ -40,7 +40,4 @@ class FedBABU(Method[Options]):
 
     def finetune(self, turn: Turn) -> None:
         """The whole model, or its head on features of the received backbone."""
-        if self.options.finetune == "head":
-            turn.tune_head(self.options.finetune_epochs, "finetuning")
-        else:
-            classify(turn, self.options.finetune_epochs, purpose="finetuning")
+        fine_tune(turn, self.options.finetune, self.options.finetune_epochs)
