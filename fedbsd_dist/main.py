@@ -19,7 +19,7 @@ from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.plan import Plan, make_plan, prepare_data
 from fedbsd_dist.record import directory
 from fedbsd_dist.record.checkpoint import Checkpoints
-from fedbsd_dist.record.recorder import open_record
+from fedbsd_dist.record.recorder import diverged_before, open_record
 from fedbsd_dist.series import run_all
 from fedbsd_dist.sweep import expand
 from fedbsd_dist.wire.ledger import Ledger
@@ -74,9 +74,11 @@ def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, res
     config, ledger = plan.config, Ledger()
     world.join(plan.placement, config.wire.timeout)
     channel = plan.open_channel(world, ledger)
-    federation = Federation(config, plan.method, plan.model, channel, plan.load_shards(world.rank))
+    shards, sizes = plan.load_shards(world.rank), plan.partition.train_sizes[: config.data.num_clients]
+    federation = Federation(config, plan.method, plan.model, channel, shards, sizes)
     if resumed:
         checkpoints.restore(resumed, federation.shared, federation.states())
+        federation.diverged |= diverged_before(resumed, run_dir, world)
     with closing(open_record(plan, run_dir, resumed, world)) as recorder:
         recorder.say(plan.text + (f"\nresumed      after round {resumed}" if resumed else ""))
         channel.start()

@@ -85,12 +85,15 @@ def _check_finished(path: Path, config: RunConfig) -> None:
 
 
 def settings_sha256(config: RunConfig) -> str:
-    """Of all options that a run's numbers depend on. A run may be made longer, moved, and saved more often."""
+    """Of all options that a run's numbers depend on. A run may be made longer, moved, saved more often, and forgiven
+    more.
+    """
     apart: dict[str, Any] = {
         "run": {"dir", "overwrite", "resume"},
         # where the samples are and how they are held; which client has which is compared by itself
         "data": {"root", "download", "cache", "device_memory", "manifest"},
         "train": {"rounds"},
+        "fault": {"max_diverged_rounds"},
         "wire": {"timeout"},
     }
     settings = config.model_dump(exclude={**apart, "checkpoint": True, "sweep": True})
