@@ -65,10 +65,10 @@ def closing(summary: Mapping[str, Any], run_dir: str) -> str:
     wire, payload = size(summary["bytes"]["wire"]), size(summary["bytes"]["payload"])
     seconds = summary["seconds"]
     share = f" ({100 * sent / fedavg:.1f} %)" if fedavg else ""
-    faults = [f"{count} times {kind}" for kind, count in summary["faults"].items() if count]
+    faults = ", ".join(f"{count} {kind}" for kind, count in summary["faults"].items() if count)
     facts = {
         "clients sent, received": f"{size(sent)}; FedAvg with this model {size(fedavg)}{share}",
-        **({"faults": f"a client was {', '.join(faults)}"} if faults else {}),
+        **({"faults": f"{faults}, a client counted once a round"} if faults else {}),
         "between ranks": f"{wire} by the ring model, {payload} payload",
         "head": f"{head:,} of {parameters:,} parameters ({100 * head / parameters:.2f} %)",
         "time": ", ".join(f"{name} {duration(seconds[name])}" for name in ("training", "communication", "evaluation")),
