@@ -13,8 +13,10 @@ import torch
 from ranks import federate, run_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_bad_input import overheard
+from test_federation import build
 from test_interface import alone
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedbsd_dist import report
 from fedbsd_dist.client import Turn
@@ -26,7 +28,10 @@ from fedbsd_dist.errors import RunFailed
 from fedbsd_dist.faults import attend, named
 from fedbsd_dist.federation import Federation, Report
 from fedbsd_dist.methods import METHODS, OPTIONS
+from fedbsd_dist.plan import make_plan
 from fedbsd_dist.randomness import generator
+from fedbsd_dist.record.recorder import diverged_before
+from fedbsd_dist.wire.world import World, meet
 
 Lines = list[dict[str, Any]]
 
@@ -215,6 +220,14 @@ def test_who_has_more_samples_takes_longer():
     assert attend(Fault(dropout=1.0, deadline=1.0), 0, 1, [0, 2], sizes).duration == 0
 
 
+def test_the_plan_says_who_can_never_be_in_time(sizes):
+    late = sum(size / (sum(sizes) / len(sizes)) > DEADLINE for size in sizes)
+    assert 0 < late < CLIENTS
+    text = make_plan(load([*FAULTY, "method.name=fedavg"], OPTIONS), meet()).text
+    assert f"{late} have too many samples for fault.deadline" in text
+    assert "fault.deadline" not in make_plan(load([*FAULTY, "fault.deadline=0.0"], OPTIONS), meet()).text
+
+
 # rounds of nobody
 
 
@@ -380,6 +393,42 @@ def test_a_run_is_given_up_when_it_is_too_often_and_knows_so_after_a_resume(tmp_
     assert outcome == [None] * 3
     assert complaints(text) == []
     assert summary(tmp_path / "run")["faults"]["diverged"] == 3
+
+
+class Waits(TorchDispatchMode):
+    """Collects the operations that make the host wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal"):
+            self.found.append(function.name())
+        return function(*arguments, **(options or {}))
+
+
+def _upload(world: World) -> tuple[list[str], list[str]]:
+    federation = build(world, "model.name=mlp", "method.name=apfl", "method.learn_alpha=true")
+    turn = federation.receive(0, 1)
+    with Waits() as waits:
+        counts = federation.upload(turn, torch.ones(3))
+    uploading = list(waits.found)
+    with waits:
+        assert bool(counts)
+    return uploading, waits.found
+
+
+def test_an_upload_does_not_wait_for_the_device():
+    assert run_ranks(1, _upload) == [([], ["aten::_local_scalar_dense"])]
+
+
+def test_only_the_rounds_before_count(tmp_path):
+    """A checkpoint that does not verify is gone back behind, and what was recorded after it is done again."""
+    diverged = ([3], [], [1, 2], [4])
+    lines = [{"round": number, "faults": {"diverged": clients}} for number, clients in enumerate(diverged, 1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert diverged_before(3, tmp_path, meet()) == {1: [3], 3: [1, 2]}
 
 
 @pytest.mark.parametrize(
