@@ -180,8 +180,8 @@ class Fault(Section):
     """Clients that fail: those that diverge, and a simulation of those that are not there or not in time."""
 
     max_diverged_rounds: int = Field(3, ge=1)
-    """Give the run up in the round in which, for so many times, the learning of some client diverged. Before that it
-    is left out of the round: its upload does not count, and it keeps the private state that it had."""
+    """Number of rounds in which some client's learning diverges, in the last of which the run is given up. Before that
+    such a client is left out: its upload does not count, and it keeps the private state that it had."""
     dropout: float = Field(0.0, ge=0, le=1)
     """Probability that a client of the cohort is unavailable in a round: it neither receives nor trains."""
     slow: float = Field(0.0, ge=0, le=1)
