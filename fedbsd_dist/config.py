@@ -25,6 +25,9 @@ class Run(Section):
     """Delete the run that `run.dir` already holds, finished or not, and start again."""
     resume: Literal["never", "auto"] = "never"
     """`auto`: go on from the newest checkpoint in `run.dir` that verifies, or start if there is none."""
+    rehost: bool = False
+    """Resume on another number of ranks: clients' private state then moves to other ranks through `run.dir`. With
+    `wire.sum=exact` the numbers are the same."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: the GPUs where there are any, else the CPU."""
     threads: int = Field(1, ge=1, le=1024)
@@ -209,7 +212,7 @@ class Checkpoint(Section):
     """What a killed run goes on from (`run.resume=auto`), and what is done with a finished one."""
 
     every: int = Field(10, ge=0)
-    """Rounds from one checkpoint to the next, and after the last one; 0: none."""
+    """Rounds from one checkpoint to the next, and after the last one; 0: none, but when asked to stop (TERM, USR2)."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints kept."""
 
@@ -222,7 +225,10 @@ class Wire(Section):
     codec: Literal["none"] = "none"
     """How an upload is represented on the wire."""
     timeout: float = Field(1800.0, gt=0, allow_inf_nan=False)
-    """Seconds a rank waits for the others before the run is given up."""
+    """Seconds the others wait for a rank that lives but does not come, before the run is given up."""
+    silence: float = Field(60.0, ge=5, allow_inf_nan=False)
+    """Seconds after which a rank that gives no sign of life (killed, stopped, its host gone) is given up, and with it
+    the run."""
 
 
 class Sweep(Section):

@@ -1,8 +1,10 @@
 """What the program finds around it: do the installed packages fit together, and can its output say every name?"""
 
+import hashlib
 import sys
 from importlib import metadata
 from io import TextIOWrapper
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -32,6 +34,15 @@ def check() -> None:
         f"torch {torch} and torchvision {torchvision} do not fit together: {reason}. "
         "Install both in one command: pip install --upgrade --force-reinstall torch torchvision"
     )
+
+
+def code_sha256() -> str:
+    """Of all source files of this package: which version of it this is."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def print_any_name() -> None:

@@ -49,6 +49,8 @@ class Report:
     """Those at which somebody was tested."""
     training_seconds: float
     evaluation_seconds: float
+    stop: bool
+    """The run was asked to stop after this round."""
 
 
 class Federation(Clients):
@@ -91,6 +93,7 @@ class Federation(Clients):
         trained: dict[int, Test] = {}
         testing = 0.0
         for client in filter(self.shards.__contains__, attendance.present):
+            self.channel.at(f"round {number}: client {client} learns")
             turn = self.receive(client, number)
             losses = self.method.learn(turn)
             counts[client] = self.upload(turn, losses)
@@ -100,6 +103,7 @@ class Federation(Clients):
                 trained[client] = self._tests(turn)
                 testing += time.perf_counter() - start
         aggregate = self.channel.reduce(number, testing)
+        self.channel.at(f"round {number}: after the sum")
         diverged = self._diverged(number, counts) if aggregate.diverged else []
         if aggregate.weight:
             clients = self.config.data.num_clients
@@ -123,6 +127,7 @@ class Federation(Clients):
             stages=stages,
             training_seconds=aggregate.training_seconds,
             evaluation_seconds=aggregate.evaluation_seconds + time.perf_counter() - start,
+            stop=aggregate.stop,
         )
 
     def upload(self, turn: Turn, losses: Tensor) -> Tensor:
@@ -174,10 +179,12 @@ class Federation(Clients):
 
     def _received(self, client: int, round: int) -> Test:
         """The personal model with the newest shared state."""
+        self.channel.at(f"client {client} is tested, as received")
         return self._tests(self.deployed(client, round))
 
     def _trained(self, client: int, round: int) -> Test:
         """After one more local learning, as in a round."""
+        self.channel.at(f"client {client} is tested, trained")
         turn = self.receive(client, round)
         self.method.learn(turn)
         self.method.deploy(turn)
@@ -185,10 +192,12 @@ class Federation(Clients):
 
     def _head_tuned(self, client: int, round: int) -> Test:
         """The personal model with the newest shared state, then its head alone."""
+        self.channel.at(f"client {client} is tested, its head tuned")
         return self.head_tuned(client, round, self.config.evaluate.head_epochs).test()
 
     def _finetuned(self, client: int, round: int) -> Test:
         """The newest shared state, then the method's own test-time step."""
+        self.channel.at(f"client {client} is tested, finetuned")
         turn = self.receive(client, round)
         self.method.finetune(turn)
         return turn.test()

@@ -8,18 +8,21 @@ torchrun --nproc_per_node=8 -m fedbsd_dist.main seed=[0,1,2]           three run
 
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from fedbsd_dist import environment
 from fedbsd_dist.commandline import check_flag, help_text
 from fedbsd_dist.config import RunConfig
+from fedbsd_dist.errors import RunFailed
 from fedbsd_dist.federation import Federation
 from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.plan import Plan, make_plan, prepare_data
-from fedbsd_dist.record import directory
+from fedbsd_dist.preflight import inspect
+from fedbsd_dist.record import claim, directory
 from fedbsd_dist.record.checkpoint import Checkpoints
 from fedbsd_dist.record.recorder import diverged_before, open_record
+from fedbsd_dist.record.saved import take_up
 from fedbsd_dist.series import run_all
 from fedbsd_dist.sweep import expand
 from fedbsd_dist.wire.ledger import Ledger
@@ -37,13 +40,16 @@ def run(arguments: Sequence[str], world: World) -> None:
             return run_all(points, check, world, planned, one_run)
         plan = planned(points[0].config, world, check)
         if check is not None:
-            return world.say(plan.text)
-        one_run(plan, world)
+            world.say(plan.text + (inspect(plan, world) if check == 0 else ""))
+        else:
+            one_run(plan, world)
         world.leave()
 
 
 def planned(config: RunConfig, world: World, check: int | None) -> Plan:
     """Finds all that can be wrong with a run. `check`: plan for a launch of so many ranks, 0 for this one's."""
+    world.watch.expect(config.wire.silence, config.wire.timeout)
+    config = claim.again(config, world)
     prepare_data(config, world)
     with world.one_voice("plan"):
         plan = make_plan(config, world.imagined(check) if check else world)
@@ -51,46 +57,67 @@ def planned(config: RunConfig, world: World, check: int | None) -> Plan:
     return plan
 
 
-def one_run(plan: Plan, world: World) -> None:
-    """Claim the run's directory, and go on from where it is."""
+def one_run(plan: Plan, world: World) -> bool:
+    """Claim the run's directory, and go on from where it is. Whether it came to its end."""
     config = plan.config
+    world.watch.clients = plan.hosted
     run_dir = directory.agree(config, world)
     checkpoints = Checkpoints(run_dir, config, world)
     with world.one_voice("same everywhere"):
         plan.check_same(world)
-    with world.one_voice("start"):
-        found = 0
-        if world.is_server:
-            directory.claim(run_dir, config)
-            found = checkpoints.newest() if config.run.resume == "auto" else 0
-            directory.check_partition(run_dir, plan.samples.identity, plan.partition.sha256, found)
-    if world.told("finished", str(config.run.resume == "auto" and directory.is_finished(run_dir))) == "True":
-        return world.say(f"{run_dir} holds this run, finished: nothing to do.")
-    train(plan, world, checkpoints, run_dir, int(world.told("resumed", str(found))))
+    found = 0
+    with ExitStack() as lock:
+        with world.one_voice("start"):
+            if world.is_server:
+                lock.enter_context(claim.claim(run_dir, config))
+                if config.run.resume == "auto":
+                    found = checkpoints.newest()
+                directory.check_partition(run_dir, plan.samples.identity, plan.partition.sha256, found)
+        with world.one_voice("shared directory"):
+            claim.check_shared(run_dir, world)
+        if world.told("finished", str(config.run.resume == "auto" and directory.is_finished(run_dir))) == "True":
+            world.say(f"{run_dir} holds this run, finished: nothing to do.")
+            return True
+        return train(plan, world, checkpoints, run_dir, int(world.told("resumed", str(found))))
 
 
-def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, resumed: int) -> None:
-    """The rounds after round `resumed`, each recorded, and the summary."""
+def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, resumed: int) -> bool:
+    """The rounds after round `resumed`, each recorded, and the summary; not all of them when asked to stop."""
     config, ledger = plan.config, Ledger()
-    world.join(plan.placement, config.wire.timeout)
+    world.join(plan.placement)
     channel = plan.open_channel(world, ledger)
     shards, sizes = plan.load_shards(world.rank), plan.partition.train_sizes[: config.data.num_clients]
     federation = Federation(config, plan.method, plan.model, channel, shards, sizes)
-    if resumed:
-        checkpoints.restore(resumed, federation.shared, federation.states())
-        federation.diverged |= diverged_before(resumed, run_dir, world)
-    with closing(open_record(plan, run_dir, resumed, world)) as recorder:
+    with world.one_voice("going on"):
+        if resumed:
+            take_up(run_dir, resumed, federation.shared, federation.states())
+    federation.diverged |= diverged_before(resumed, run_dir, world)
+    if world.is_server:
+        checkpoints.set_aside(resumed)
+    with world.stop.heard(world.watch.alarm), closing(open_record(plan, run_dir, resumed, world)) as recorder:
         recorder.say(plan.text + (f"\nresumed      after round {resumed}" if resumed else ""))
         channel.start()
+        stop = False
         for number in range(resumed + 1, config.train.rounds + 1):
-            recorder.round(federation.round(number), ledger.drain())
-            if checkpoints.due(number):
-                digests = checkpoints.write(number, federation.shared, federation.states(), channel)
-                recorder.ledger(ledger.drain())
-                checkpoints.commit(number, digests)
+            try:
+                report = federation.round(number)
+            except RunFailed:  # by all ranks alike: what is being saved is there to go on from
+                checkpoints.finish()
+                raise
+            recorder.round(report, ledger.drain())
+            stop = report.stop
+            if checkpoints.due(number) or stop:
+                checkpoints.begin(number, federation.shared, federation.states())
+            checkpoints.check()
+            if stop and number < config.train.rounds:
+                checkpoints.finish()
+                recorder.stopped(number)
+                return False
         state = federation.state_sha256(config.train.rounds)
         recorder.ledger(ledger.drain())
-        recorder.finish(state)
+        checkpoints.finish()
+        recorder.finish(state, checkpoints.seconds)
+    return not stop
 
 
 def main() -> None:

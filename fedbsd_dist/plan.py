@@ -1,5 +1,7 @@
 """All that a run is made of, built and checked before it does anything, and what it will cost."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ from fedbsd_dist.data import manifest, sources
 from fedbsd_dist.data.partition import Partition, make_partition
 from fedbsd_dist.data.samples import Samples
 from fedbsd_dist.data.shards import Shards
+from fedbsd_dist.environment import code_sha256
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.faults import attend
 from fedbsd_dist.federation import cohort_size
@@ -104,12 +107,21 @@ class Plan:
         )
 
     def check_same(self, world: World) -> None:
-        """Raises UserError where this rank's first model, samples or partition are not the server's."""
-        mine = f"{self.model.digest.hex()} {self.samples.identity} {self.partition.sha256}"
-        if mine != world.told("model and partition", mine):
+        """Raises UserError where this rank has other code, options, data or another first model than the server."""
+        mine = {
+            "code": code_sha256(),
+            "torch": torch.__version__,
+            "options": hashlib.sha256(self.config.to_yaml().encode()).hexdigest(),
+            "data": self.samples.identity,
+            "partition": self.partition.sha256,
+            "model": self.model.digest.hex(),
+        }
+        theirs = json.loads(world.told("same", json.dumps(mine)))
+        other = [name for name, value in mine.items() if value != theirs[name]]
+        if other:
             raise UserError(
-                f"rank {world.rank} has another model, data or partition than rank 0: same files, code and packages "
-                "everywhere?"
+                f"rank {world.rank} (host {world.names[world.rank]}) has other {', '.join(other)} than rank 0 (host "
+                f"{world.names[0]}). All hosts need the same files, packages and options."
             )
 
     @property
@@ -152,7 +164,7 @@ class Plan:
     def payload_bytes(self) -> int:
         """Of the round's all-reduce."""
         item = 8 if self.config.wire.sum == "exact" else FLOAT
-        return item * (self.upload_bytes // FLOAT + 3 + len(self.method.losses) + 2 * len(self.hosted))
+        return item * (self.upload_bytes // FLOAT + 4 + len(self.method.losses) + 2 * len(self.hosted))
 
     @property
     def memory_bytes(self) -> int:

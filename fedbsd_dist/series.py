@@ -7,7 +7,8 @@ from pathlib import Path
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import RunFailed
 from fedbsd_dist.plan import Plan
-from fedbsd_dist.record import directory
+from fedbsd_dist.record import claim
+from fedbsd_dist.record.directory import AUTO
 from fedbsd_dist.record.progress import Progress
 from fedbsd_dist.sweep import Point, part_of, placed
 from fedbsd_dist.wire.world import World
@@ -18,21 +19,24 @@ def run_all(
     check: int | None,
     world: World,
     planned: Callable[[RunConfig, World, int | None], Plan],
-    one_run: Callable[[Plan, World], None],
+    one_run: Callable[[Plan, World], bool],
 ) -> None:
     """Do this launch's slice of `points`, each as `planned` and `one_run` would alone; `check`: only plan them.
 
     A run that is given up is told of, and the others go on; then the launch fails at the end.
     """
-    folder = directory.agree_sweep(points[0].config, world)
-    configs = [placed(point, folder) for point in part_of(points)]
+    folder = claim.agree_sweep(points[0].config, world)
+    placed_ones = [placed(point, folder) for point in part_of(points)]
+    # torchrun may have started the ranks again: what was made already goes on
+    configs = [claim.again(config, world.within(f"again/{number}")) for number, config in enumerate(placed_ones)]
     # all are checked before the first begins, and planned again when it is their turn, for a plan holds memory
     plans = (planned(config, world.within(f"check/{number}"), check) for number, config in enumerate(configs))
     texts = [plan.text for plan in plans]
-    again = points[0].config.run.overwrite
-    progress = Progress([Path(config.run.dir) for config in configs], world, again=again)
+    progress = Progress({Path(config.run.dir): config.run.overwrite for config in configs}, world)
     if check is not None:
         return world.say("\n\n".join([*texts[:1], f"The first of {len(texts)} runs:\n{progress.listing}"]))
+    if world.is_server and points[0].config.sweep.dir == AUTO:
+        claim.remember(Path(folder))
     world.say(f"sweep: {len(configs)} of {len(points)} runs, in {folder}")
     for number, config in enumerate(configs):
         if progress.begin(number):
@@ -40,7 +44,8 @@ def run_all(
         gc.collect()  # a model that refers to itself would keep the memory of the run before
         here = world.within(f"run/{number}")
         try:
-            one_run(planned(config, here, None), here)
+            if not one_run(planned(config, here, None), here):
+                return world.leave()  # asked to stop
         except RunFailed as failure:
             progress.fail(number, failure.problem)
     world.leave()

@@ -26,6 +26,20 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[
     A rank that exits gives its exit code as ("exit", code); one that raises fails the test with its traceback.
     Results are pickled: tensors as NumPy arrays or lists, for their memory goes with the process.
     """
+    pipes, processes = _start(size, function, arguments)
+    outcomes = _answers(pipes)
+    for process in processes:
+        process.join(10)
+        process.kill()
+    return [outcome if outcome[0] == "exit" else outcome[1] for outcome in outcomes]
+
+
+def start_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """The processes of `run_ranks`, which are not waited for."""
+    return _start(size, function, arguments)[1]
+
+
+def _start(size: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -37,11 +51,7 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[
         sender.close()
         pipes.append(receiver)
         processes.append(process)
-    outcomes = _answers(pipes)
-    for process in processes:
-        process.join(10)
-        process.kill()
-    return [outcome if outcome[0] == "exit" else outcome[1] for outcome in outcomes]
+    return pipes, processes
 
 
 def _answers(pipes: list[Any]) -> list[Any]:

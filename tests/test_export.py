@@ -1,6 +1,7 @@
 """A client's exported model is the one that was tested, loads without this package, and is told wrong in one line."""
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from fedbsd_dist.data import sources
 from fedbsd_dist.data.partition import make_partition
 from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.models.zoo import find_network
-from fedbsd_dist.record import checkpoint
+from fedbsd_dist.record.saved import verified
 
 FACTORY = "model.factory=test_export:Photographic"
 RUNS = {
@@ -299,8 +300,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_run_that_cannot_be_taken_up(damage: str, run: Path, monkeypatch, capsys) -> None:
     change, hint = DAMAGES[damage]
-    manifest = checkpoint._verified(run / LAST)
-    assert manifest is not None
+    manifest = verified(run / LAST)
     manifest.round = 1
     manifest.own_sha256 = manifest.digest()
     (run / "old.json").write_text(manifest.model_dump_json())
@@ -331,9 +331,8 @@ def test_a_file_of_anothers_making_is_not_run_and_must_fit(saved, hint, run: Pat
     monkeypatch.chdir(run)
     file = run / LAST / "client-000001.pt"
     torch.save(saved, file)
-    manifest = checkpoint._verified(run / LAST, ["shared.pt"])
-    assert manifest is not None
-    manifest.files[file.name] = checkpoint.hashlib.sha256(file.read_bytes()).hexdigest()
+    manifest = verified(run / LAST, ["shared.pt"])
+    manifest.files[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
     manifest.own_sha256 = manifest.digest()
     (run / LAST / "manifest.json").write_text(manifest.model_dump_json())
     err = refused(monkeypatch, capsys, run, export.main, run, "--client=1")

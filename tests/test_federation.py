@@ -36,7 +36,7 @@ SHORT = (
 def build(world: World, *options: str) -> Federation:
     """A federation joined to the other ranks, as a run makes it, without a record."""
     plan = make_plan(load([*SHORT, *options], OPTIONS), world)
-    world.join(plan.placement, 60)
+    world.join(plan.placement)
     channel = Channel(
         world,
         plan.placement,

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from ranks import federate
 from fedbsd_dist.commandline import load
 from fedbsd_dist.main import run
 from fedbsd_dist.methods import OPTIONS
+from fedbsd_dist.record import checkpoint
+from fedbsd_dist.record.claim import LOCK
 from fedbsd_dist.wire.world import meet
 
 SHORT = (
@@ -39,6 +42,9 @@ def alone(*arguments: str) -> int:
     except SystemExit as leaving:
         return int(leaving.code or 0)
     finally:
+        for thread in threading.enumerate():
+            if thread.name == checkpoint.WRITER:  # would end with its process
+                thread.join()
         signal.signal(signal.SIGTERM, handler)
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -46,8 +52,9 @@ def alone(*arguments: str) -> int:
 
 
 def tree(path: Path) -> dict[str, bytes | None]:
-    """Every file below `path` with its content; None for a directory."""
-    return {str(found.relative_to(path)): found.read_bytes() if found.is_file() else None for found in path.rglob("*")}
+    """Every file below `path` with its content; None for a directory. A lock says nothing of the run."""
+    files = (found for found in path.rglob("*") if found.name != LOCK)
+    return {str(found.relative_to(path)): found.read_bytes() if found.is_file() else None for found in files}
 
 
 def summary(run: Path) -> dict:
@@ -79,7 +86,7 @@ def test_a_launch_by_torchrun_from_a_file_and_overrides(tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     (directory,) = (tmp_path / "runs").iterdir()  # the name that run.dir=auto chose
     assert directory.name.startswith("fedbsd-digits-s6-")
-    assert {path.name for path in directory.iterdir()} == LEFT
+    assert {path.name for path in directory.iterdir()} == {*LEFT, LOCK}
     facts = summary(directory)
     assert (facts["seed"], facts["rounds"], facts["num_clients"], facts["world_size"]) == (6, 2, 4, 2)
     # rank 0 alone speaks: one line a round, then a table with every stage
@@ -90,8 +97,8 @@ def test_a_launch_by_torchrun_from_a_file_and_overrides(tmp_path) -> None:
 
 
 def test_a_finished_run_leaves_its_files_and_nothing_else(finished: Path) -> None:
-    assert {path.name for path in finished.iterdir()} == LEFT
-    assert not list(finished.rglob(".*"))
+    assert {path.name for path in finished.iterdir()} == {*LEFT, LOCK}
+    assert [path.name for path in finished.rglob(".*")] == [LOCK]
 
 
 def test_config_yaml_gives_the_same_run(finished: Path, tmp_path) -> None:
@@ -164,7 +171,7 @@ def test_an_unfinished_run_is_refused_without_resume(finished: Path, tmp_path, c
 def test_a_directory_with_only_other_files_is_free(tmp_path) -> None:
     (tmp_path / "notes.md").write_text("mine")
     assert federate(tmp_path, 2, *SHORT) == [None, None]
-    assert {path.name for path in tmp_path.iterdir()} == {*LEFT, "notes.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {*LEFT, LOCK, "notes.md"}
 
 
 def test_runs_of_the_same_second_get_directories_of_their_own(tmp_path, monkeypatch) -> None:

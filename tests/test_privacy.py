@@ -175,7 +175,7 @@ def test_channel_takes_the_registered_buffer_and_nothing_else(attempt, exact, mo
 def _attempt(world: World, attempt: Callable[[Groups], Groups], culprit: int) -> tuple[bool, list, list]:
     """(refused, payload sent, mean) of a reduction in which one rank tries to send more than it may."""
     torch.set_num_threads(1)
-    world.join(CPU, 60)
+    world.join(CPU)
     channel, groups = registered(world, exact=False)
     backbone = groups["backbone"]
     if world.rank:

@@ -1,9 +1,10 @@
 """A run that was stopped at any instant and resumed ends as one that never stopped."""
 
+import hashlib
 import json
 import os
-import pickle
 import random
+import re
 import shutil
 import socket
 import time
@@ -15,7 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_interface import alone, tree
 
-from fedbsd_dist.record import checkpoint
+from fedbsd_dist.record import checkpoint, saved
 from fedbsd_dist.record.recorder import Recorder
 
 OPTIONS = (
@@ -149,20 +150,25 @@ def test_stopped_again_and_again_at_waits_for_the_disk(seed: int, whole: Path, t
     assert outcome(tmp_path / "run") == outcome(whole)
 
 
-def test_stopped_before_a_checkpoints_ledger_line(whole: Path, tmp_path, monkeypatch) -> None:
-    """A checkpoint counts only when the record up to it is on disk."""
-    recorded = Recorder.ledger
+def test_stopped_before_a_checkpoint_counts(whole: Path, tmp_path, monkeypatch, capsys) -> None:
+    """All its files are there, and the manifest is not: the one before is gone on from, and no damage is told of."""
+    committed = checkpoint.Checkpoints._commit
 
-    def stop(self, entries) -> None:
-        if [(entry.round, entry.purpose) for entry in entries] == [(2, "checkpoint")]:
+    def stop(self, round, digests, start) -> None:
+        if round == 2:
             raise Stopped
-        recorded(self, entries)
+        committed(self, round, digests, start)
 
-    monkeypatch.setattr(Recorder, "ledger", stop)
+    monkeypatch.setattr(checkpoint.Checkpoints, "_commit", stop)
     with pytest.raises(Stopped):
         resume(tmp_path / "run")
+    assert len([*(tmp_path / "run/checkpoints/round-000002").iterdir()]) == 5
     monkeypatch.undo()
+    capsys.readouterr()
     assert resume(tmp_path / "run") == 0
+    out, err = capsys.readouterr()
+    assert "after round 1" in out
+    assert err == ""
     assert outcome(tmp_path / "run") == outcome(whole)
 
 
@@ -234,19 +240,27 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, stopped: Path
     assert outcome(stopped) == outcome(whole)
 
 
-def test_without_any_good_checkpoint_it_starts_again(stopped: Path, whole: Path) -> None:
+def test_without_any_good_checkpoint_nothing_is_started_again_unasked(stopped: Path, whole: Path, capsys) -> None:
     for folder in stopped.glob(FOLDERS):
         flip_a_byte(folder)
-    assert resume(stopped) == 0
+    before = tree(stopped)
+    capsys.readouterr()
+    assert resume(stopped) == 2
+    err = capsys.readouterr().err
+    assert err.count("fedbsd_dist: ") == 1
+    for folder in stopped.glob(FOLDERS):
+        assert f"{folder} is damaged: client-000001.pt is not as it was written" in err
+    assert tree(stopped) == before
+    assert alone(*OPTIONS, f"run.dir={stopped}", "run.overwrite=true") == 0
     assert outcome(stopped) == outcome(whole)
 
 
-def test_a_damaged_checkpoint_does_not_outlive_good_ones(tmp_path) -> None:
-    """With one checkpoint kept, that one must be good, although a damaged one has a higher number."""
-    stop_in_round(4, tmp_path / "run", "checkpoint.keep=1")
-    flip_a_byte(tmp_path / "run/checkpoints/round-000003")
-    stop_in_round(3, tmp_path / "run", "checkpoint.keep=1", "run.resume=auto")
-    assert [folder.name for folder in (tmp_path / "run").glob(FOLDERS)] == ["round-000002"]
+def test_a_damaged_checkpoint_does_not_outlive_good_ones(stopped: Path) -> None:
+    """With one checkpoint kept, that one must be good; what is damaged is set aside."""
+    flip_a_byte(stopped / "checkpoints/round-000003")
+    stop_in_round(4, stopped, "checkpoint.keep=1", "run.resume=auto")
+    folders = sorted(folder.name for folder in (stopped / "checkpoints").iterdir())
+    assert folders == ["damaged-round-000003", "round-000003"]
 
 
 @pytest.mark.parametrize(
@@ -293,7 +307,10 @@ def test_other_settings_are_refused(option: str, stopped: Path, capsys) -> None:
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert "rounds" in err if "rounds" in option else "settings" in err
+    key, _, value = option.partition("=")
+    assert re.search(
+        rf"settings: {key} was \S+ and is {value}\. " if key != "train.rounds" else "rounds=3 or more", err
+    )
     assert tree(stopped) == before
 
 
@@ -368,17 +385,36 @@ def test_a_clients_head_is_in_its_own_file_alone_for_its_owner_alone(stopped: Pa
             assert head not in (content or b"") or Path(name).name == owner.name
 
 
-def test_a_checkpoint_file_with_code_in_it_is_not_run(stopped: Path, tmp_path, monkeypatch) -> None:
-    """Even under a manifest that vouches for it."""
+def vouch(folder: Path, name: str) -> None:
+    """Make the manifest stand for a file as it is now."""
+    manifest = saved.Manifest.model_validate_json((folder / "manifest.json").read_bytes())
+    manifest.files[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    manifest.own_sha256 = manifest.digest()
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
 
-    class Code:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / "ran",)
 
+class Code:
+    """A pickle that runs something when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("content", ["code", "another model", "no tensors"])
+def test_a_file_that_the_manifest_vouches_for_is_still_not_believed(
+    content: str, stopped: Path, tmp_path, capsys
+) -> None:
     folder = stopped / "checkpoints/round-000003"
-    written = checkpoint._verified(folder)
-    torch.save({"head": Code()}, folder / "client-000000.pt")
-    monkeypatch.setattr(checkpoint, "_verified", lambda _: written)
-    with pytest.raises(pickle.UnpicklingError, match="weights_only"):
-        resume(stopped)
+    states = {"code": {"head": Code(tmp_path / "ran")}, "another model": {"head": torch.zeros(649)}, "no tensors": [3]}
+    torch.save(states[content], folder / "client-000000.pt")
+    vouch(folder, "client-000000.pt")
+    before = tree(stopped)
+    capsys.readouterr()
+    assert resume(stopped) == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"fedbsd_dist: \S+/client-000000\.pt: holds .+\n", err)
     assert not (tmp_path / "ran").exists()
+    assert tree(stopped) == before

@@ -108,7 +108,7 @@ def _alone(_: World) -> tuple:
     assert not dist.is_initialized()
     with world.one_voice("plan"):
         pass
-    world.join(world.place("cpu"), 60)
+    world.join(world.place("cpu"))
     tensor = torch.ones(3)
     dist.all_reduce(tensor)
     assert tensor.tolist() == [1, 1, 1]

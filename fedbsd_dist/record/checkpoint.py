@@ -1,202 +1,195 @@
 """What a killed run goes on from: the shared state by rank 0, each client's private state by its own rank.
 
-    checkpoints/round-000010/{shared.pt, client-000003.pt, ..., manifest.json}
-
-The manifest comes last, after every rank has written, with the sha256 of every file; a reader takes
-the newest round whose manifest and files verify. Randomness is seeded by name and needs no saving.
+The state is copied, and written while the next rounds go on. The manifest comes last, after every rank has written,
+with the sha256 of every file; what is newest and verifies is gone on from. Randomness is seeded by name and needs no
+saving.
 """
 
 import hashlib
 import io
+import json
 import shutil
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.record.directory import CHECKPOINTS, CONFIG, METRICS, read_lines, settings_sha256
-from fedbsd_dist.record.files import write_atomically
-from fedbsd_dist.wire.channel import Channel
+from fedbsd_dist.record.directory import CHECKPOINTS, METRICS, differences, read_lines, settings
+from fedbsd_dist.record.files import telling, write_atomically
+from fedbsd_dist.record.saved import MANIFEST, SHARED, Damaged, Manifest, Tensors, client_file, folder_name, verified
 from fedbsd_dist.wire.world import World
-
-MANIFEST = "manifest.json"
-Tensors = Mapping[str, Tensor]
-"""Group -> float32 [numel]."""
 
 PRIVATE = 0o600
 """A client's state is its owner's to read."""
+WRITER = "checkpoint"
+"""Name of the thread that writes."""
+SET_ASIDE = "damaged-"
+"""Prefix of a folder that is not gone on from."""
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run; every rank has them, and calls alike."""
 
     def __init__(self, run: Path, config: RunConfig, world: World) -> None:
         """`run`: the run directory, the same files for every rank."""
-        self._folder, self._config, self._world = run / CHECKPOINTS, config, world
+        self._folder, self._config = run / CHECKPOINTS, config
+        self._watch, self._world = world.watch, world.apart()
+        self._writing: _Writing | None = None
+        self.seconds = 0.0
+        """Of saving, so far; most of them beside other work."""
 
     def due(self, round: int) -> bool:
         """Whether a checkpoint follows this round."""
         every = self._config.checkpoint.every
         return every > 0 and (round % every == 0 or round == self._config.train.rounds)
 
-    def write(self, round: int, shared: Tensors, private: Mapping[int, Tensors], channel: Channel) -> np.ndarray:
-        """Write what is this rank's to write, and wait for the others.
-
-        Returns every file's sha256, as 32 numbers a row: row 0 is the shared state's, row 1 + k client k's.
+    def begin(self, round: int, shared: Tensors, private: Mapping[int, Tensors]) -> None:
+        """Copy what is this rank's to write, and write it while other work goes on: after the one before, and once
+        the record of the round is on disk. Raises UserError where the one before cannot be written.
         """
-        self._path(round).mkdir(parents=True, exist_ok=True)
-        # files are about to change: an older checkpoint of the same round no longer counts
-        (self._path(round) / MANIFEST).unlink(missing_ok=True)
-        digests = {1 + client: _save(self._path(round) / _name(1 + client), state) for client, state in private.items()}
+        self.finish()
+        files = {client_file(client): _copied(state) for client, state in private.items()}
         if self._world.is_server:
-            digests[0] = _save(self._path(round) / _name(0), shared)
-        return channel.gather(digests, 1 + self._config.data.num_clients, 32, round=round, purpose="checkpoint")
+            files[SHARED] = _copied(shared)
+        self._writing = _Writing(lambda: self._write(round, files))
+        self._writing.start()
 
-    def commit(self, round: int, digests: np.ndarray) -> None:
-        """The server makes the checkpoint count: every rank has written, and the record is on disk."""
-        if not self._world.is_server:
+    def finish(self) -> None:
+        """Wait until the last checkpoint counts (on the server) or has been written (elsewhere). Raises UserError."""
+        if self._writing:
+            self._watch.at("writing the checkpoint")
+            self._writing.join()
+            self.check()
+
+    def check(self) -> None:
+        """Raises UserError where the checkpoint that is being written cannot be."""
+        if self._writing is None or self._writing.is_alive():
             return
+        error, self._writing = self._writing.error, None
+        if error:
+            raise error
+
+    def _write(self, round: int, files: Mapping[str, Tensors]) -> None:
+        start = time.perf_counter()
+        folder = self._folder / folder_name(round)
+        with telling(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        digests = {name: _save(folder / name, state) for name, state in files.items()}
+        parts = self._world.collected(f"checkpoint {round}", json.dumps(digests))
+        if self._world.is_server:
+            self._commit(round, {name: sha256 for part in parts for name, sha256 in json.loads(part).items()}, start)
+        self.seconds += time.perf_counter() - start
+
+    def _commit(self, round: int, digests: Mapping[str, str], start: float) -> None:
+        """The server makes the checkpoint count: every rank has written, and the record is on disk."""
         manifest = Manifest(
             round=round,
             world_size=self._world.size,
-            settings_sha256=settings_sha256(self._config),
-            files={
-                _name(row): bytes(digest.astype("uint8")).hex() for row, digest in enumerate(digests) if digest.any()
-            },
+            server_trains=self._config.server.trains,
+            settings=settings(self._config),
+            seconds=time.perf_counter() - start,
+            files=dict(sorted(digests.items())),
         )
         manifest.own_sha256 = manifest.digest()
-        write_atomically(self._path(round) / MANIFEST, manifest.model_dump_json(indent=1).encode())
-        # a higher round is a damaged one that this run went on before
-        others = [folder for folder in sorted(self._folder.glob("round-*")) if folder != self._path(round)]
-        older = [folder for folder in others if folder.name < self._path(round).name]
-        for folder in set(others) - set(older[len(older) - self._config.checkpoint.keep + 1 :]):
-            shutil.rmtree(folder)
+        folder = self._folder / folder_name(round)
+        write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
+        older = [other for other in self._folders() if other.name < folder.name]
+        for other in older[: max(0, len(older) - self._config.checkpoint.keep + 1)]:
+            shutil.rmtree(other)
 
     def newest(self) -> int:
-        """The newest round whose checkpoint verifies; 0 when there is none.
+        """The newest round whose checkpoint verifies, 0 when there is none. Says what is wrong with each newer one.
 
-        Raises UserError when that checkpoint is of other settings or another number of ranks.
+        Raises UserError when that checkpoint is of other settings, or of another number of ranks without
+        `run.rehost`, or when there are checkpoints and none is as it was written.
         """
-        recorded = [line["round"] for line in read_lines(self._folder.parent / METRICS)]
-        for folder in sorted(self._folder.glob("round-*"), reverse=True):
-            manifest = _verified(folder)
-            if manifest is None or manifest.round not in recorded:
-                continue
-            if manifest.settings_sha256 != settings_sha256(self._config):
-                raise UserError(
-                    f"run.resume=auto: {folder} was made with other settings; compare config.yaml beside it."
-                )
-            if manifest.world_size != self._world.size:
-                raise UserError(
-                    f"run.resume=auto: {folder} is of {manifest.world_size} ranks, "
-                    f"but this launch has {self._world.size}."
-                )
-            if manifest.round > self._config.train.rounds:
-                raise UserError(f"train.rounds={self._config.train.rounds}: {folder} is already further.")
-            return manifest.round
+        recorded = {line["round"] for line in read_lines(self._folder.parent / METRICS)}
+        damaged = []
+        for folder in reversed(self._folders()):
+            if not (folder / MANIFEST).exists():
+                continue  # it was being written when the run ended
+            try:
+                manifest = verified(folder)
+                if manifest.round not in recorded:
+                    raise Damaged(f"{METRICS} does not know its round")
+            except Damaged as damage:
+                damaged.append(f"{folder} is damaged: {damage}.")
+            else:
+                self._check(folder, manifest)
+                for problem in damaged:
+                    self._world.complain(f"{problem} The run goes on from an older one, after round {manifest.round}.")
+                return manifest.round
+        if damaged:
+            told = "\n".join(damaged)
+            raise UserError(
+                f"run.resume=auto: no checkpoint is left to go on from.\n{told}\nBring back the files, or start again "
+                "with run.overwrite=true or another run.dir."
+            )
         return 0
 
-    def restore(self, round: int, shared: Tensors, private: Mapping[int, Tensors]) -> None:
-        """Fill this rank's state, in place, with a round's."""
-        _restore(self._path(round) / _name(0), shared)
-        for client, state in private.items():
-            _restore(self._path(round) / _name(1 + client), state)
-
-    def _path(self, round: int) -> Path:
-        return self._folder / _folder_name(round)
-
-
-def take_up(run: Path, round: int, shared: Tensors, private: Mapping[int, Tensors]) -> None:
-    """Fill, in place, the shared state and some clients' private state with those after a round, as `restore` does.
-
-    Files of other clients need not be there, and are not read. Raises UserError for a checkpoint that is not there,
-    does not verify, or is of another model.
-    """
-    folder = run / CHECKPOINTS / _folder_name(round)
-    files = {_name(0): shared, **{_name(1 + client): state for client, state in private.items()}}
-    manifest = _verified(folder, list(files))
-    if manifest is None or manifest.round != round:
-        raise UserError(
-            f"{folder}: is no checkpoint of the run's last round whose {', '.join(files)} can be read and are as they "
-            f"were written. Make the run again: "
-            f"python -m fedbsd_dist.main {run / CONFIG} run.dir=NEW checkpoint.every=10"
-        )
-    for name, tensors in files.items():
-        found, expected = _fill(folder / name, tensors), _sizes(tensors)
-        if found != expected:
+    def _check(self, folder: Path, manifest: Manifest) -> None:
+        config, head = self._config, f"run.resume=auto: {folder}"
+        differing = differences(manifest.settings, settings(config))
+        if differing:
+            raise UserError(f"{head} is of other settings: {differing}. Give the same ones, or choose another run.dir.")
+        if manifest.round > config.train.rounds:
             raise UserError(
-                f"{folder / name}: holds {found}, and the model of {run / CONFIG} has {expected}. Bring back the files "
-                "of the run, and the code of a model of your own, as they were."
+                f"train.rounds={config.train.rounds}: {folder} is already further. Use train.rounds={manifest.round} "
+                "or more."
+            )
+        hosting = (manifest.world_size, manifest.server_trains)
+        if hosting != (self._world.size, config.server.trains) and not config.run.rehost:
+            raise UserError(
+                f"{head} is of {manifest.world_size} ranks (server.trains={str(manifest.server_trains).lower()}), this "
+                f"launch has {self._world.size} ({str(config.server.trains).lower()}). With run.rehost=true it goes "
+                "on: clients' private state then moves to other ranks through the run directory."
             )
 
+    def set_aside(self, resumed: int) -> None:
+        """Newer checkpoints than round `resumed` are not gone on from: what was only begun is deleted, and what is
+        damaged is kept under another name.
+        """
+        for folder in self._folders():
+            if folder.name > folder_name(resumed):
+                aside = folder.with_name(SET_ASIDE + folder.name)
+                shutil.rmtree(aside, ignore_errors=True)
+                if (folder / MANIFEST).exists():
+                    folder.rename(aside)
+                else:
+                    shutil.rmtree(folder)
 
-def _fill(path: Path, tensors: Tensors) -> object:
-    """`_restore`, where the file's tensors are of the sizes of `tensors`. Returns its sizes, or what it is instead."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        sizes = _sizes(saved)
-        if sizes == _sizes(tensors):
-            for group, values in saved.items():
-                tensors[group].copy_(values)
-        return sizes
-    except Exception:  # of bytes that are no checkpoint, torch raises whatever comes first
-        return "something else than tensors"
-
-
-def _sizes(tensors: Tensors) -> dict[str, str]:
-    return {group: f"{value.dtype} {[*value.shape]}" for group, value in tensors.items()}
-
-
-def _name(row: int) -> str:
-    return f"client-{row - 1:06d}.pt" if row else "shared.pt"
+    def _folders(self) -> list[Path]:
+        return sorted(self._folder.glob("round-*"))
 
 
-def _save(path: Path, tensors: Tensors) -> list[int]:
+class _Writing(threading.Thread):
+    """Work beside the main thread; at the end of the process it is not waited for."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__(name=WRITER, daemon=True)
+        self._work = work
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """The work, whose exception is kept."""
+        try:
+            self._work()
+        except BaseException as error:
+            self.error = error
+
+
+def _copied(tensors: Tensors) -> Tensors:
+    """On the host, whatever happens to `tensors` next, and without other clients' storage."""
+    return {group: tensor.to("cpu", copy=True) for group, tensor in tensors.items()}
+
+
+def _save(path: Path, tensors: Tensors) -> str:
+    """The file's sha256."""
     file = io.BytesIO()
-    torch.save({group: tensor.cpu().clone() for group, tensor in tensors.items()}, file)
+    torch.save(tensors, file)
     write_atomically(path, file.getvalue(), PRIVATE)
-    return list(hashlib.sha256(file.getvalue()).digest())
-
-
-def _restore(path: Path, tensors: Tensors) -> None:
-    for group, saved in torch.load(path, map_location="cpu", weights_only=True).items():
-        tensors[group].copy_(saved)
-
-
-class Manifest(BaseModel):
-    """What makes a checkpoint count."""
-
-    model_config = ConfigDict(strict=True)
-    round: int
-    world_size: int
-    settings_sha256: str
-    files: dict[str, str]
-    """File name -> sha256."""
-    own_sha256: str = ""
-    """Of all the fields above: the manifest vouches for the files, so nothing else vouches for it."""
-
-    def digest(self) -> str:
-        """What `own_sha256` must be."""
-        return hashlib.sha256(self.model_dump_json(exclude={"own_sha256"}).encode()).hexdigest()
-
-
-def _verified(folder: Path, names: Sequence[str] = ()) -> Manifest | None:
-    """The manifest, where it and the files `names`, or else all, are as they were written."""
-    try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-        sound = manifest.own_sha256 == manifest.digest() and all(
-            hashlib.sha256((folder / name).read_bytes()).hexdigest() == manifest.files.get(name)
-            for name in names or manifest.files
-        )
-    except (OSError, ValueError):
-        return None
-    return manifest if sound else None
-
-
-def _folder_name(round: int) -> str:
-    return f"round-{round:06d}"
+    return hashlib.sha256(file.getvalue()).hexdigest()

@@ -3,11 +3,12 @@
 import hashlib
 import itertools
 import json
-import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedbsd_dist import dialect
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data import manifest
 from fedbsd_dist.errors import UserError
@@ -22,39 +23,43 @@ SUMMARY, CONFIG, PARTITION, METRICS, CLIENTS, LEDGER = (
     "ledger.jsonl",
 )
 TENSORBOARD, CHECKPOINTS = "tensorboard", "checkpoints"
+PREEMPTED = "PREEMPTED"
+"""There while a run that was asked to stop, and has saved, has not gone on."""
 AUTO = "auto"
 # in the order of deletion: stopped half-way, what is left is a whole old run or nothing to go on from
-OURS = (CHECKPOINTS, SUMMARY, METRICS, CLIENTS, LEDGER, TENSORBOARD, PARTITION, CONFIG)
+OURS = (CHECKPOINTS, SUMMARY, METRICS, CLIENTS, LEDGER, TENSORBOARD, PARTITION, PREEMPTED, CONFIG)
 
 
 def agree(config: RunConfig, world: World) -> Path:
     """`run.dir`, or for `auto` a new name, the server's."""
     if config.run.dir != AUTO:
         return Path(config.run.dir)
-    return _new(f"{config.method.name}-{config.data.source}-s{config.seed}", "run directory", world)
+    return new_name(f"{config.method.name}-{config.data.source}-s{config.seed}", "run directory", world)
 
 
-def agree_sweep(config: RunConfig, world: World) -> str:
-    """`sweep.dir`, or for `auto` a new name, the server's."""
-    return config.sweep.dir if config.sweep.dir != AUTO else str(_new("sweep", "folder of the sweep", world))
-
-
-def _new(name: str, what: str, world: World) -> Path:
+def new_name(name: str, what: str, world: World) -> Path:
     """The server's name for what is not there yet, below `runs`."""
     dated = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = (dated if count == 1 else f"{dated}-{count}" for count in itertools.count(1))
     return Path(world.told(what, str(next(p for p in map(Path("runs").joinpath, names) if not p.exists()))))
 
 
+def nearest(config: RunConfig) -> Path:
+    """`run.dir`, or the first of its parents that there is. Raises UserError when it cannot be a directory of ours."""
+    path = Path("runs" if config.run.dir == AUTO else config.run.dir)
+    try:
+        found = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    except OSError as error:  # too long
+        raise UserError(f"run.dir={str(path)!r}: no directory can be called so ({error}).") from None
+    if not found.is_dir():
+        raise UserError(f"run.dir={path}: {found} is a file, not a directory. Choose another run.dir.")
+    return found
+
+
 def check(config: RunConfig) -> None:
     """Raises UserError when `run.dir` cannot be a directory of ours, or holds a run that may not be touched."""
     path = Path("runs" if config.run.dir == AUTO else config.run.dir)
-    try:
-        nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    except OSError as error:  # too long
-        raise UserError(f"run.dir={str(path)!r}: no directory can be called so ({error}).") from None
-    if not nearest.is_dir():
-        raise UserError(f"run.dir={path}: {nearest} is a file, not a directory. Choose another run.dir.")
+    nearest(config)
     if config.run.overwrite and config.run.resume == "auto":
         raise UserError("run.overwrite=true and run.resume=auto contradict each other. Choose one.")
     if config.run.overwrite:
@@ -78,49 +83,56 @@ def _check_finished(path: Path, config: RunConfig) -> None:
         return
     summary = json.loads((path / SUMMARY).read_text())
     if (summary["settings_sha256"], summary["rounds"]) != (settings_sha256(config), config.train.rounds):
+        then = dialect.parse((path / CONFIG).read_text())
+        rounds = {"train.rounds": config.train.rounds}
+        differing = differences(_flat(then), {**settings(config), **rounds})
         raise UserError(
-            f"run.dir={path}: holds a finished run of other settings or rounds; compare its {CONFIG}. "
+            f"run.dir={path}: holds a finished run of other settings: {differing or f'compare its {CONFIG}'}. "
             "Choose another run.dir, or run.overwrite=true to replace it."
         )
 
 
-def settings_sha256(config: RunConfig) -> str:
-    """Of all options that a run's numbers depend on. A run may be made longer, moved, saved more often, and forgiven
-    more.
-    """
-    apart: dict[str, Any] = {
-        "run": {"dir", "overwrite", "resume"},
+APART = frozenset(
+    {
+        *("run.dir", "run.overwrite", "run.resume", "run.rehost"),
         # where the samples are and how they are held; which client has which is compared by itself
-        "data": {"root", "download", "cache", "device_memory", "manifest"},
-        "train": {"rounds"},
-        "fault": {"max_diverged_rounds"},
-        "wire": {"timeout"},
+        *("data.root", "data.download", "data.cache", "data.device_memory", "data.manifest"),
+        *("train.rounds", "fault.max_diverged_rounds", "wire.timeout", "wire.silence"),
     }
-    settings = config.model_dump(exclude={**apart, "checkpoint": True, "sweep": True})
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+)
+"""Options that may differ when a run goes on: it may be made longer, moved, saved more often, and forgiven more."""
+APART_SECTIONS = ("server", "checkpoint", "sweep")
+"""The first of them is compared with the number of ranks."""
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """section.field -> value of all options that a run's numbers depend on, as JSON has them."""
+    flat: dict[str, Any] = json.loads(json.dumps(_flat(config.model_dump())))
+    return {
+        key: value for key, value in flat.items() if key not in APART and key.partition(".")[0] not in APART_SECTIONS
+    }
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    sections = {name: of if isinstance(of, dict) else {"": of} for name, of in options.items()}
+    return {f"{name}.{key}".rstrip("."): value for name, of in sections.items() for key, value in of.items()}
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Options that are not as they were, each with both values: those of `now`, and any that `then` has beside."""
+    keys = [key for key in now if then.get(key, ...) != now[key]]
+    values = ((key, dialect.inline(then[key]) if key in then else "unknown", dialect.inline(now[key])) for key in keys)
+    return ", ".join(f"{key} was {before} and is {after}" for key, before, after in values)
+
+
+def settings_sha256(config: RunConfig) -> str:
+    """Of `settings`."""
+    return hashlib.sha256(json.dumps(settings(config), sort_keys=True).encode()).hexdigest()
 
 
 def is_finished(path: Path) -> bool:
     """A summary is the last thing a run writes."""
     return (path / SUMMARY).exists()
-
-
-def claim(path: Path, config: RunConfig) -> None:
-    """Make the directory, empty of an earlier run where that was asked for. Only names of ours are deleted."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if config.run.overwrite:
-            for name in OURS:
-                if (path / name).is_dir():
-                    shutil.rmtree(path / name)
-                else:
-                    (path / name).unlink(missing_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"run.dir={str(path)!r}: cannot write there ({reason}). Choose another run.dir.") from None
 
 
 def check_partition(path: Path, identity: str, sha256: str, resumed: int) -> None:

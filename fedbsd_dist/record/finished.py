@@ -17,8 +17,8 @@ from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.plan import Input, make_model
-from fedbsd_dist.record.checkpoint import take_up
 from fedbsd_dist.record.directory import CONFIG, SUMMARY, is_finished
+from fedbsd_dist.record.saved import take_up
 
 
 @dataclass(frozen=True, kw_only=True)

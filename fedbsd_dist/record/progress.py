@@ -1,7 +1,7 @@
 """Where a sweep stands: a line before each of its runs, and the table that it ends with."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedbsd_dist.record.directory import is_finished
@@ -12,12 +12,13 @@ from fedbsd_dist.wire.world import World
 class Progress:
     """Of the runs of one launch; every rank has it, the server speaks."""
 
-    def __init__(self, runs: Sequence[Path], world: World, *, again: bool) -> None:
-        """`runs`: the directory of each. Every rank hears from the server which are finished already, and are not to
-        be made `again`.
+    def __init__(self, runs: Mapping[Path, bool], world: World) -> None:
+        """`runs`: the directory of each -> whether it is made again where it is finished already. Every rank hears
+        from the server which are to be left as they are.
         """
-        self._runs, self._world = runs, world
-        states = "".join("01"[is_finished(run) and not again] for run in runs) if world.is_server else ""
+        self._runs, self._world = [*runs], world
+        finished = (is_finished(run) and not again for run, again in runs.items())
+        states = "".join("01"[done] for done in finished) if world.is_server else ""
         self._done = [state == "1" for state in world.told("finished runs", states)]
         self._left = self._done.count(False)
         self._start, self._made = time.perf_counter(), 0

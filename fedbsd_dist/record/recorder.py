@@ -22,12 +22,13 @@ from fedbsd_dist.record.directory import (
     LEDGER,
     METRICS,
     PARTITION,
+    PREEMPTED,
     SUMMARY,
     TENSORBOARD,
     read_lines,
     settings_sha256,
 )
-from fedbsd_dist.record.files import append, write_atomically
+from fedbsd_dist.record.files import append, telling, write_atomically
 from fedbsd_dist.wire.ledger import Entry
 from fedbsd_dist.wire.world import World
 
@@ -50,7 +51,10 @@ class Silence:
     def ledger(self, entries: Sequence[Entry]) -> None:
         """Nothing."""
 
-    def finish(self, state_sha256: str) -> None:
+    def finish(self, state_sha256: str, checkpoint_seconds: float) -> None:
+        """Nothing."""
+
+    def stopped(self, round: int) -> None:
         """Nothing."""
 
     def close(self) -> None:
@@ -75,6 +79,7 @@ class Recorder(Silence):
         divided = manifest.text(plan.partition, plan.samples, plan.config.data, plan.config.seed)
         write_atomically(run / PARTITION, divided.encode())
         write_atomically(run / CONFIG, plan.config.to_yaml().encode())
+        (run / PREEMPTED).unlink(missing_ok=True)
         # imported here: half a second of start-up that only the server needs
         from torch.utils.tensorboard import SummaryWriter
 
@@ -146,16 +151,25 @@ class Recorder(Silence):
         append(self._run / CLIENTS, _csv(rows))
 
     def _show(self, line: Mapping[str, Any]) -> None:
-        for name, value in _scalars(line):
-            self._tensorboard.add_scalar(name, value, line["round"])
-        self._tensorboard.flush()
+        with telling(self._run / TENSORBOARD):
+            for name, value in _scalars(line):
+                self._tensorboard.add_scalar(name, value, line["round"])
+            self._tensorboard.flush()
         rounds = self._config.train.rounds
         recent = [past["seconds"]["total"] for past in self._lines[-10:]]
         left = (rounds - line["round"]) * sum(recent) / len(recent)
         self.say(console.progress(line, rounds, left))
 
-    def finish(self, state_sha256: str) -> None:
-        """Write summary.json, last, and print the closing table."""
+    def stopped(self, round: int) -> None:
+        """The run was asked to stop, and its checkpoint of the round counts."""
+        write_atomically(self._run / PREEMPTED, f"after round {round}\n".encode())
+        self.say(
+            f"asked to stop: saved after round {round} of {self._config.train.rounds}; go on with "
+            f"run.dir={self._run} run.resume=auto"
+        )
+
+    def finish(self, state_sha256: str, checkpoint_seconds: float) -> None:
+        """Write summary.json, last, and print the closing table. `checkpoint_seconds`: of this launch's saving."""
         last = self._lines[-1]
         totals = {
             part: {key: sum(line[part][key] for line in self._lines) for key in last[part]}
@@ -163,6 +177,7 @@ class Recorder(Silence):
         }
         for key in ("payload", "wire"):
             totals["bytes"][key] = sum(line[f"{key}_bytes"] for line in self._ledger)
+        totals["seconds"]["checkpoint"] = checkpoint_seconds
         model, best = self._plan.model, best_by_validation(self._lines)
         summary = {
             "method": self._config.method.name,

@@ -2,7 +2,7 @@
 
 A round's all-reduce carries, in one buffer,
 
-    [ shared groups | total weight | uploads that diverged | metrics | seconds busy of every rank ]
+    [ shared groups | total weight | uploads diverged | metrics | ranks asked to stop | seconds busy of every rank ]
 
 An upload that diverged adds to that one count and to nothing else. The server joins with zeros and
 weight 0 and gets the aggregate for free. With `exact`, every number is a 64-bit fixed-point integer:
@@ -55,6 +55,8 @@ class Aggregate:
     """Longest time that a rank was busy since the last collective, its evaluation left out."""
     evaluation_seconds: float
     """Longest time that a rank spent on evaluation since the last collective."""
+    stop: bool
+    """Some rank was asked to stop: all do, after this round."""
 
 
 class Channel:
@@ -88,13 +90,17 @@ class Channel:
         """Magnitude of a parameter above which an upload has diverged."""
         self._metric_limit = 2.0**METRIC_BITS if exact else largest
         self._buffer = torch.zeros(
-            self._num_parameters + 2 + num_metrics + 2 * world.size,
+            self._num_parameters + 2 + num_metrics + 1 + 2 * world.size,
             dtype=torch.int64 if exact else torch.float32,
             device=placement.device,
         )
         staged = placement.device.type == "cuda" and placement.backend != "nccl"
         self._host = torch.empty_like(self._buffer, device="cpu", pin_memory=True) if staged else None
         self._clock = 0.0
+
+    def at(self, doing: str) -> None:
+        """What this rank does now, for those who may wait for it."""
+        self._world.watch.at(doing)
 
     def start(self) -> None:
         """Start the clock of the first collective, on all ranks together."""
@@ -153,9 +159,11 @@ class Channel:
     def reduce(self, round: int, evaluation_seconds: float = 0.0) -> Aggregate:
         """The round's one all-reduce; every rank calls it. Leaves the sum empty for the next round."""
         sizes = {name: buffer.numel() for name, buffer in self._shared.items()}
+        self._buffer[self._num_parameters + 2 + self._num_metrics] = self._world.stop.asked * self._scalar_scale
         clocks = self._sum(self._buffer, self._scalar_scale, round, "aggregate", sizes, evaluation_seconds)
         scalars = self._buffer[self._num_parameters :].double().cpu().numpy() / self._scalar_scale
         weight, diverged, metrics = float(scalars[0]), int(scalars[1]), scalars[2 : 2 + self._num_metrics]
+        stop = bool(scalars[2 + self._num_metrics])
         groups: dict[str, Tensor] = {}
         if weight:
             mean = self._buffer[: self._num_parameters].double().div_(self._scale * weight).float()
@@ -168,6 +176,7 @@ class Channel:
             metrics=metrics,
             training_seconds=float((clocks[:, 0] - clocks[:, 1]).max()),
             evaluation_seconds=float(clocks[:, 1].max()),
+            stop=stop,
         )
 
     def fail(self, problem: str) -> NoReturn:
@@ -209,7 +218,8 @@ class Channel:
         wire = self._host if buffer.is_cuda and self._host is not None else buffer
         if wire is not buffer:
             wire.copy_(buffer)
-        dist.all_reduce(wire)
+        with self._world.watch.meeting(f"{f'round {round}: ' if round else ''}{purpose}"):
+            dist.all_reduce(wire)
         if wire is not buffer:
             buffer.copy_(wire)
         if buffer.is_cuda:

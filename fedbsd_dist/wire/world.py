@@ -4,12 +4,14 @@ Meeting (a key-value store) and joining (the process group) are two steps: every
 get wrong is checked between them, so that a mistake is told once, before any collective.
 """
 
+import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import NoReturn
 
@@ -18,8 +20,13 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from fedbsd_dist.errors import RunFailed, UserError
+from fedbsd_dist.wire.signals import Stop
+from fedbsd_dist.wire.watch import LOST, Watch
 
-MEETING_TIMEOUT = timedelta(minutes=30)
+ARRIVAL = timedelta(minutes=5)
+"""From the first rank's arrival to the last one's: they are launched together."""
+FOR_EVER = timedelta(days=30)
+"""For waits that the watch ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +49,12 @@ class World:
     hosts: tuple[tuple[int, int], ...]
     """(GPUs, ranks) on the host of every rank."""
     store: dist.Store
+    watch: Watch = field(default_factory=Watch)
+    stop: Stop = field(default_factory=Stop)
+    names: tuple[str, ...] = ("",)
+    """The host of every rank."""
+    restarted: bool = False
+    """torchrun has started the ranks again, after one of them failed."""
 
     @property
     def is_server(self) -> bool:
@@ -56,9 +69,7 @@ class World:
             yield
         except UserError as error:
             problem = str(error).encode(errors="backslashreplace").decode()  # the store takes no surrogates of a path
-        self.store.set(f"{phase}/{self.rank}", problem)
-        found = (self.store.get(f"{phase}/{rank}").decode() for rank in range(self.size))
-        problem = self.told(f"{phase}: problem", next(filter(None, found), "") if self.is_server else "")
+        problem = next(filter(None, self.everyone(phase, problem)), "")
         if problem:
             self.fail(problem)
 
@@ -68,9 +79,21 @@ class World:
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """Where a run is given up in the block, the server tells the user why, and all exit with code 2."""
+        """Where a run is given up in the block, the server tells the user why, and all exit with code 2.
+
+        So it is where one rank alone meets with a UserError, which it tells itself. Other exceptions keep their
+        traceback, and end the other ranks too.
+        """
         try:
             yield
+        except UserError as error:
+            if self.watch.speaks_first():
+                print(f"fedbsd_dist: {error}", file=sys.stderr, flush=True)
+            self.watch.over(2)
+            raise SystemExit(2) from None
+        except Exception:
+            self.watch.over(LOST)
+            raise
         except RunFailed as failure:
             self.complain(failure.problem)
             # torchrun ends the others as soon as one rank has gone; each finishes with its own exit code
@@ -85,20 +108,45 @@ class World:
 
     def part(self) -> None:
         """Rank 0, which may hold the store, goes last."""
-        self.store.set(f"gone/{self.rank}", "")
-        if self.is_server:
-            self.store.wait([f"gone/{rank}" for rank in range(self.size)])
+        with self.watch.meeting("the end"):
+            if self.is_server:
+                self.store.wait([f"gone/{rank}" for rank in range(1, self.size)])
+            self.watch.leave()
+            self.store.set(f"gone/{self.rank}", "")
 
     def wait(self, name: str) -> None:
         """Until every rank has come here."""
         self.store.set(f"{name}/{self.rank}", "")
-        self.store.wait([f"{name}/{rank}" for rank in range(self.size)])
+        with self.watch.meeting(name):
+            self.store.wait([f"{name}/{rank}" for rank in range(self.size)])
 
     def told(self, key: str, text: str) -> str:
         """The server's `text`, on every rank."""
         if self.is_server:
             self.store.set(f"told/{key}", text)
-        return self.store.get(f"told/{key}").decode()
+        with self.watch.meeting(key):
+            return self.store.get(f"told/{key}").decode()
+
+    def everyone(self, key: str, text: str) -> list[str]:
+        """What each rank says, on every rank."""
+        self.store.set(f"{key}/{self.rank}", text)
+        with self.watch.meeting(key):
+            return [self.store.get(f"{key}/{rank}").decode() for rank in range(self.size)]
+
+    def collected(self, key: str, text: str) -> list[str]:
+        """What each rank says, on the server alone; the others do not wait. A key serves once."""
+        keys = [f"{key}/{rank}" for rank in range(self.size)]
+        self.store.set(keys[self.rank], text)
+        if not self.is_server:
+            return []
+        texts = [self.store.get(name).decode() for name in keys]
+        for name in keys:
+            self.store.delete_key(name)
+        return texts
+
+    def apart(self) -> "World":
+        """The same world over a connection of its own, for a thread beside the main one."""
+        return replace(self, store=self.store.clone(), watch=Watch())
 
     def say(self, text: str) -> None:
         """A word to the user, from the server alone."""
@@ -136,28 +184,30 @@ class World:
         """A world of another size, all on this host: to plan for, not to meet."""
         return replace(self, size=size, hosts=((self.hosts[self.rank][0], size),) * size)
 
-    def join(self, placement: Placement, timeout_seconds: float) -> None:
+    def join(self, placement: Placement) -> None:
         """Make the process group, if this launch has none yet. Under NCCL, gloo still carries the host's tensors."""
         if dist.is_initialized():
             return
         nccl = placement.backend == "nccl"
         if placement.device.type == "cuda":
             torch.cuda.set_device(placement.device)
-        dist.init_process_group(
-            backend="cpu:gloo,cuda:nccl" if nccl else "gloo",
-            store=dist.PrefixStore("group", self.store),
-            rank=self.rank,
-            world_size=self.size,
-            timeout=timedelta(seconds=timeout_seconds),
-            device_id=placement.device if nccl else None,
-        )
-        dist.barrier()
+        with self.watch.meeting("making the process group"):
+            dist.init_process_group(
+                backend="cpu:gloo,cuda:nccl" if nccl else "gloo",
+                store=dist.PrefixStore("group", self.store),
+                rank=self.rank,
+                world_size=self.size,
+                timeout=FOR_EVER,
+                device_id=placement.device if nccl else None,
+            )
+            dist.barrier()
 
     def leave(self) -> None:
         """Take the group down, if there is one. On success only: after an error, teardown could be what hangs."""
         if dist.is_initialized():
-            dist.barrier()
-            dist.destroy_process_group()
+            with self.watch.meeting("leaving the process group"):
+                dist.barrier()
+                dist.destroy_process_group()
 
 
 def meet() -> World:
@@ -166,16 +216,43 @@ def meet() -> World:
     store: dist.Store = dist.HashStore()
     rank, size = 0, 1
     if "RANK" in os.environ:
-        store, rank, size = next(dist.rendezvous("env://", timeout=MEETING_TIMEOUT))
-    store.set(f"host/{rank}", f"{torch.cuda.device_count()} {ranks}")
-    hosts = [store.get(f"host/{other}").decode().split() for other in range(size)]
+        store, rank, size = next(dist.rendezvous("env://", timeout=ARRIVAL))
+        store.set_timeout(ARRIVAL)
+    store.set(f"host/{rank}", json.dumps([torch.cuda.device_count(), ranks, socket.gethostname()]))
+    _arrive(store, rank, size)
+    store.set_timeout(FOR_EVER)
+    hosts = [json.loads(store.get(f"host/{other}")) for other in range(size)]
+    names = tuple(name for _, _, name in hosts)
+    watch = Watch(rank, names, local_rank)
+    if size > 1:
+        watch.start(dist.PrefixStore("watch", store.clone()))
     return World(
         rank=rank,
         size=size,
         local_rank=local_rank,
-        hosts=tuple((int(gpus), int(ranks)) for gpus, ranks in hosts),
+        hosts=tuple((gpus, ranks) for gpus, ranks, _ in hosts),
         store=store,
+        watch=watch,
+        names=names,
+        restarted=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0",
     )
+
+
+def _arrive(store: dist.Store, rank: int, size: int) -> None:
+    """Ends the launch where some rank does not come."""
+    keys = [f"host/{other}" for other in range(size)]
+    try:
+        store.wait(keys)
+    except RuntimeError:
+        missing = [other for other, key in enumerate(keys) if not store.check([key])]
+        if missing and rank == min({*range(size)} - {*missing}):
+            ranks = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
+            print(
+                f"fedbsd_dist: {ranks} of {size} did not come within {ARRIVAL.total_seconds():g} s of the launch. Look "
+                f"for what stopped them on their hosts.",
+                file=sys.stderr,
+            )
+        raise SystemExit(LOST) from None
 
 
 def entry_point(main: Callable[[], None]) -> Callable[[], None]:

@@ -72,7 +72,7 @@ def measure(world: World, rounds: int, run_dir: str, overrides: list[str]) -> li
     """(seconds of the round, seconds of the plain loop), round by round."""
     config = load(["train.rounds=100000", "evaluate.every=0", *overrides], OPTIONS)
     plan = make_plan(config, world)
-    world.join(plan.placement, 600)
+    world.join(plan.placement)
     ledger = Ledger()
     channel = plan.open_channel(world, ledger)
     sizes = plan.partition.train_sizes
