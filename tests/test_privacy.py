@@ -196,7 +196,7 @@ def test_a_refusal_on_one_rank_leaves_the_sum_of_all_as_it_was(culprit):
     assert [refused for refused, _, _ in outcomes] == [rank == culprit for rank in range(3)]
     backbone = torch.arange(1.0, 41.0)
     for rank, (_, payload, mean) in enumerate(outcomes):
-        assert payload == [*(rank * backbone).tolist(), rank, 0, float(rank > 0)]
+        assert payload == [*(rank * backbone).tolist(), rank, 0, float(rank > 0), 0]
         assert mean == backbone.tolist()
 
 
