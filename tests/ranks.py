@@ -27,7 +27,7 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[
     Results are pickled: tensors as NumPy arrays or lists, for their memory goes with the process.
     """
     pipes, processes = _start(size, function, arguments)
-    outcomes = _answers(pipes)
+    outcomes = _answers(pipes, processes)
     for process in processes:
         process.join(10)
         process.kill()
@@ -54,7 +54,7 @@ def _start(size: int, function: Callable[..., Any], arguments: tuple[Any, ...]) 
     return pipes, processes
 
 
-def _answers(pipes: list[Any]) -> list[Any]:
+def _answers(pipes: list[Any], processes: list[Any]) -> list[Any]:
     """One of every rank; the first error is raised without waiting for the ranks that wait for the failed one."""
     outcomes: dict[Any, Any] = {}
     deadline = time.monotonic() + TIMEOUT
@@ -65,7 +65,11 @@ def _answers(pipes: list[Any]) -> list[Any]:
             try:
                 outcomes[pipe] = pipe.recv()
             except EOFError:
-                outcomes[pipe] = ("error", "died without a word")
+                process = processes[pipes.index(pipe)]
+                process.join(10)
+                # its watch has ended it, or it was killed
+                died = ("error", f"died without a word, exit code {process.exitcode}")
+                outcomes[pipe] = ("exit", process.exitcode) if process.exitcode == 2 else died
             kind, value = outcomes[pipe]
             assert kind != "error", f"rank {pipes.index(pipe)}: {value}"
     return [outcomes[pipe] for pipe in pipes]
@@ -93,6 +97,7 @@ def _rank(pipe: Any, rank: int, size: int, port: int, function: Callable[..., An
         pipe.send(("result", result))
     except SystemExit as leaving:
         pipe.send(("exit", leaving.code))
+        raise
     except BaseException:
         pipe.send(("error", traceback.format_exc()))
 
