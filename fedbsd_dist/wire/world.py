@@ -25,6 +25,8 @@ from fedbsd_dist.wire.watch import LOST, Watch
 
 ARRIVAL = timedelta(minutes=5)
 """From the first rank's arrival to the last one's: they are launched together."""
+TORCHRUN = timedelta(seconds=30)
+"""For torchrun's process, where the ranks meet: it was there before them, so that silence means that it is gone."""
 FOR_EVER = timedelta(days=30)
 """For waits that the watch ends."""
 
@@ -216,7 +218,8 @@ def meet() -> World:
     store: dist.Store = dist.HashStore()
     rank, size = 0, 1
     if "RANK" in os.environ:
-        store, rank, size = next(dist.rendezvous("env://", timeout=ARRIVAL))
+        apart = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # else rank 0 holds the store, and may be late
+        store, rank, size = next(dist.rendezvous("env://", timeout=TORCHRUN if apart else ARRIVAL))
         store.set_timeout(ARRIVAL)
     store.set(f"host/{rank}", json.dumps([torch.cuda.device_count(), ranks, socket.gethostname()]))
     _arrive(store, rank, size)
