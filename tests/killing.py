@@ -79,11 +79,13 @@ class Launch:
     def processes(self) -> dict[int, int | None]:
         """Process -> its rank, None for torchrun's own, of all that live."""
         found = {}
-        for path in Path("/proc").glob("[0-9]*/environ"):
+        for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended
-                variables = dict(entry.split("=", 1) for entry in path.read_text().split("\0") if "=" in entry)
+                if b"fedbsd_dist.main" not in (path / "cmdline").read_bytes():
+                    continue
+                variables = dict(entry.split("=", 1) for entry in (path / "environ").read_text().split("\0")[:-1])
                 if variables.get(MARK) == self._mark:
-                    found[int(path.parent.name)] = int(variables["RANK"]) if "RANK" in variables else None
+                    found[int(path.name)] = int(variables["RANK"]) if "RANK" in variables else None
         return found
 
     def ended(self, seconds: float) -> bool:
