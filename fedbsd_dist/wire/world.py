@@ -6,14 +6,16 @@ get wrong is checked between them, so that a mistake is told once, before any co
 
 import json
 import os
+import secrets
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -25,6 +27,8 @@ from fedbsd_dist.wire.watch import LOST, Watch
 
 ARRIVAL = timedelta(minutes=5)
 """From the first rank's arrival to the last one's: they are launched together."""
+TORCHRUN = timedelta(seconds=30)
+"""For torchrun's process, where the ranks meet: it was there before them, so that silence means that it is gone."""
 FOR_EVER = timedelta(days=30)
 """For waits that the watch ends."""
 
@@ -216,13 +220,13 @@ def meet() -> World:
     store: dist.Store = dist.HashStore()
     rank, size = 0, 1
     if "RANK" in os.environ:
-        store, rank, size = next(dist.rendezvous("env://", timeout=ARRIVAL))
+        apart = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # else rank 0 holds the store, and may be late
+        store, rank, size = next(dist.rendezvous("env://", timeout=TORCHRUN if apart else ARRIVAL))
         store.set_timeout(ARRIVAL)
-    store.set(f"host/{rank}", json.dumps([torch.cuda.device_count(), ranks, socket.gethostname()]))
-    _arrive(store, rank, size)
+    gpus, restarts = torch.cuda.device_count(), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store, facts = _arrive(store, rank, size, [gpus, ranks, socket.gethostname(), restarts])
     store.set_timeout(FOR_EVER)
-    hosts = [json.loads(store.get(f"host/{other}")) for other in range(size)]
-    names = tuple(name for _, _, name in hosts)
+    names = tuple(name for _, _, name, _ in facts)
     watch = Watch(rank, names, local_rank)
     if size > 1:
         watch.start(dist.PrefixStore("watch", store.clone()))
@@ -230,29 +234,46 @@ def meet() -> World:
         rank=rank,
         size=size,
         local_rank=local_rank,
-        hosts=tuple((gpus, ranks) for gpus, ranks, _ in hosts),
+        hosts=tuple((gpus, ranks) for gpus, ranks, _, _ in facts),
         store=store,
         watch=watch,
         names=names,
-        restarted=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0",
+        restarted=any(restarts != "0" for *_, restarts in facts),  # each host counts its own
     )
 
 
-def _arrive(store: dist.Store, rank: int, size: int) -> None:
-    """Ends the launch where some rank does not come."""
+def _arrive(store: dist.Store, rank: int, size: int, mine: list[Any]) -> tuple[dist.Store, list[list[Any]]]:
+    """The store without what an earlier start of the ranks has left in it, and what every rank says of itself.
+
+    torchrun keeps its store when it starts the ranks again. So rank 0 names each start, and a rank believes the name
+    once a token that it has just drawn comes back under it. Ends the launch where some rank does not come.
+    """
+    token = secrets.token_hex(8)
+    said = [token, *mine]
     keys = [f"host/{other}" for other in range(size)]
-    try:
-        store.wait(keys)
-    except RuntimeError:
-        missing = [other for other, key in enumerate(keys) if not store.check([key])]
-        if missing and rank == min({*range(size)} - {*missing}):
-            ranks = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
-            print(
-                f"fedbsd_dist: {ranks} of {size} did not come within {ARRIVAL.total_seconds():g} s of the launch. Look "
-                f"for what stopped them on their hosts.",
-                file=sys.stderr,
-            )
-        raise SystemExit(LOST) from None
+    if rank == 0:
+        store.set("start", token)
+    end = time.monotonic() + ARRIVAL.total_seconds()
+    while True:
+        start = dist.PrefixStore(store.get("start").decode() if store.check(["start"]) else "none", store)
+        start.set(keys[rank], json.dumps(said))
+        if rank == 0 and start.check(keys):
+            start.set("hosts", json.dumps([json.loads(start.get(key)) for key in keys]))
+        everyone = json.loads(start.get("hosts")) if start.check(["hosts"]) else []
+        if said in everyone:
+            return start, [of for _, *of in everyone]
+        if time.monotonic() > end:
+            break
+        time.sleep(0.05)
+    missing = [other for other, key in enumerate(keys) if not start.check([key])]
+    if missing and rank == min({*range(size)} - {*missing}):
+        ranks = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
+        print(
+            f"fedbsd_dist: {ranks} of {size} did not come within {ARRIVAL.total_seconds():g} s of the launch. Look "
+            f"for what stopped them on their hosts.",
+            file=sys.stderr,
+        )
+    raise SystemExit(LOST)
 
 
 def entry_point(main: Callable[[], None]) -> Callable[[], None]:
