@@ -122,7 +122,9 @@ def _daemon(folder: Path, name: str, command: list[str], ready: list[str], word:
         while not _answers(ready, word):
             if process.poll() is not None or time.monotonic() > end:
                 logged = (folder / f"{name}.out").read_text(errors="replace").splitlines()[-20:]
-                how = f"did not come up in {PATIENCE:g} s" if process.poll() is None else f"exited: {process.returncode}"
+                how = (
+                    f"did not come up in {PATIENCE:g} s" if process.poll() is None else f"exited: {process.returncode}"
+                )
                 raise CannotStart("\n".join([f"{' '.join(command)} {how}. It logged last:", *logged]))
             time.sleep(0.1)
         yield
