@@ -1,5 +1,5 @@
-# Sourced by slurm.sbatch and slurm_sweep.sbatch, and by their srun on every node: one torchrun a node, and back into the
-# queue when SLURM stops the job before its end.
+# Sourced by slurm.sbatch and slurm_sweep.sbatch, and by their srun on every node: one torchrun a node, and back into
+# the queue when SLURM stops the job before its end.
 set -uo pipefail
 
 fail() { printf 'fedbsd_dist: %s\n' "$*" >&2; exit 2; }
@@ -27,7 +27,7 @@ launch() { # $1: the folder of the run or sweep; the rest: options
         fail "there is no .venv here, and no torchrun on PATH. Where there is internet, run: bash launch/setup.sh"
     fi
     if [ "$(option run.overwrite "$@")" = true ]; then
-        fail "run.overwrite=true: a requeued job would delete what it has done. Delete $folder yourself, or name another."
+        fail "run.overwrite=true: a requeued job would delete what it has done. Delete $folder yourself, or choose another."
     fi
     # an array's last task has the array's own id, which in SLURM's commands means all of its tasks
     if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi

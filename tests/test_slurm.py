@@ -153,12 +153,12 @@ def test_a_job_preempted_and_then_near_its_time_limit_goes_on_to_the_same_bits(t
 
 def test_tasks_of_an_array_divide_a_sweep_and_go_on_each_by_itself(tmp_path: Path, hold: Path) -> None:
     """The last task is the one whose number is the whole array's as well."""
-    options = (*held(hold), "train.rounds=10")
+    options, folder = (*held(hold), "train.rounds=10"), tmp_path / "runs"
     array = submit(
         "slurm_sweep", tmp_path / "log%a", "--array=5-6", f"sweep.dir={tmp_path}/runs", *options, "seed=[0,1,2,3]"
     )
     first, last = f"{array}_5", f"{array}_6"
-    wait_for("round 2", lambda: rounds(tmp_path / "runs/seed1") >= 2, tmp_path / "log6")
+    wait_for("round 2", lambda: rounds(folder / "seed1") >= 2, tmp_path / "log6")
     assert show(last)["JobId"] == array
     near_its_time_limit(last)
     wait_for("the stop", lambda: show(last)["Restarts"] == "1", tmp_path / "log6")
@@ -168,7 +168,7 @@ def test_tasks_of_an_array_divide_a_sweep_and_go_on_each_by_itself(tmp_path: Pat
     for seed in range(4):
         assert f"seed{seed}" in read(tmp_path / f"log{5 + seed % 2}")
         federate(tmp_path / f"alone{seed}", 1, *options, f"seed={seed}")
-        assert state(tmp_path / f"runs/seed{seed}") == state(tmp_path / f"alone{seed}")
+        assert state(folder / f"seed{seed}") == state(tmp_path / f"alone{seed}")
 
 
 def test_what_failed_or_saved_nothing_does_not_come_back(tmp_path: Path) -> None:
@@ -188,6 +188,7 @@ def test_what_failed_or_saved_nothing_does_not_come_back(tmp_path: Path) -> None
     ("script", "options", "hint"),
     [
         ("slurm", ["seed=1"], "run.dir=DIR"),
+        ("slurm", ["run.dir=auto"], "run.dir=DIR"),
         ("slurm_sweep", ["seed=[0,1]", "run.dir=x"], "sweep.dir=DIR"),
         ("slurm_sweep", ["seed=[0,1]", "sweep.dir=x", "run.overwrite=true"], "run.overwrite=true"),
     ],
