@@ -73,12 +73,15 @@ def sbatch(arguments: list[str], ranks: int = 1) -> str:
 
 
 def show(job: str) -> dict[str, str]:
-    """What SLURM knows of a job. One that is back in the queue starts at once, not after SLURM's two minutes."""
+    """What SLURM knows of a job. One that is back in the queue starts after 3 s, not after two minutes: sooner the
+    nodes would still refuse it.
+    """
     shown = subprocess.run(["scontrol", "--oneliner", "show", "job", job], check=True, capture_output=True, text=True)
     facts = dict(word.split("=", 1) for word in shown.stdout.split() if "=" in word)
-    soon = f"{datetime.now() + timedelta(seconds=10):%Y-%m-%dT%H:%M:%S}"
-    if facts["JobState"] == "PENDING" and facts["EligibleTime"] > soon:
-        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"])
+    if facts["JobState"] == "PENDING" and facts["Reason"] == "BeginTime":
+        queued, begins = (datetime.fromisoformat(facts[time]) for time in ("SubmitTime", "EligibleTime"))
+        if begins - datetime.now() > timedelta(seconds=10) and datetime.now() - queued > timedelta(seconds=3):
+            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"])
     return facts
 
 
