@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -136,8 +137,10 @@ def test_two_jobs_at_once_on_the_same_nodes_end_as_outside_slurm(tmp_path: Path)
 
 def test_a_job_preempted_and_then_near_its_time_limit_goes_on_to_the_same_bits(tmp_path: Path, hold: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    job = submit("slurm", log, "--nodes=2", f"run.dir={run}", *held(hold))
-    wait_for("round 2", lambda: rounds(run) >= 2, log)
+    job = submit("slurm", log, "--nodes=2", "--hold", f"run.dir={run}", *held(hold))
+    with socket.create_server(("127.0.0.1", 15000 + int(job))):  # somebody else has the port that would be the job's
+        subprocess.run(["scontrol", "release", job], check=True)
+        wait_for("round 2", lambda: rounds(run) >= 2, log)
     other = sbatch(["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"])
     assert finish(other, log) == ("COMPLETED", "0")
     assert show(job)["Restarts"] == "1", read(log)
