@@ -179,6 +179,24 @@ class Train(Section):
     """Fraction of the clients drawn for a round's cohort, at least one client."""
 
 
+class Fault(Section):
+    """Clients that fail: those that diverge, and a simulation of those that are not there or not in time."""
+
+    max_diverged_rounds: int = Field(3, ge=1)
+    """Number of rounds in which some client's learning diverges, in the last of which the run is given up. Before that
+    such a client is left out: its upload does not count, and it keeps the private state that it had."""
+    dropout: float = Field(0.0, ge=0, le=1)
+    """Probability that a client of the cohort is unavailable in a round: it neither receives nor trains."""
+    slow: float = Field(0.0, ge=0, le=1)
+    """Probability that a client of the cohort is slow in a round."""
+    slowdown: float = Field(4.0, ge=1, allow_inf_nan=False)
+    """Times that a slow client takes longer."""
+    deadline: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Time that the server gives the cohort for local training, in multiples of what a client with the mean number of
+    training samples takes, who is not slow. Who is later has received, and nothing of its work in the round is kept;
+    0: all are waited for."""
+
+
 class Evaluate(Section):
     """When all clients are tested. After the last round they always are, at every stage."""
 
@@ -234,6 +252,7 @@ class RunConfig(Section):
     model: Model = Model()
     method: SerializeAsAny[MethodOptions]
     train: Train = Train()
+    fault: Fault = Fault()
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     wire: Wire = Wire()

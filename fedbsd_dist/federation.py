@@ -6,17 +6,19 @@ server commands nobody.
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedbsd_dist.client import Turn
 from fedbsd_dist.clients import Clients
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data.shards import Shard
-from fedbsd_dist.evaluation import VALIDATED, VALIDATION, Stages
+from fedbsd_dist.evaluation import COUNT, VALIDATED, VALIDATION, Stages
+from fedbsd_dist.faults import Attendance, attend, named, shortened
 from fedbsd_dist.methods.contract import AnyOptions, Method
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.randomness import generator
@@ -24,6 +26,8 @@ from fedbsd_dist.wire.channel import Channel
 
 STATE_DIGEST = "state digest"
 """Purpose of the collective that the end of a run adds to its ledger."""
+
+REMEDY = "Lower the learning rate (train.lr, or the method's own where it has one), or raise fault.max_diverged_rounds."
 
 Test = tuple[float, ...]
 """Correct, samples, summed loss: of test samples, and at a stage of VALIDATED of validation samples if there are any.
@@ -36,9 +40,13 @@ class Report:
 
     round: int
     cohort: list[int]
+    attendance: Attendance
+    diverged: list[int]
+    """Of those who trained: they count for nothing, and keep the private state that they had."""
     losses: dict[str, float]
-    """Mean over all samples of all steps of the cohort."""
+    """Mean over all samples of all steps of those whose training counts; empty where there is nobody."""
     stages: Stages
+    """Those at which somebody was tested."""
     training_seconds: float
     evaluation_seconds: float
     stop: bool
@@ -55,10 +63,15 @@ class Federation(Clients):
         model: FlatModel,
         channel: Channel,
         shards: Mapping[int, Shard],
+        train_sizes: Sequence[int],
     ) -> None:
-        """`shards`: of this rank's clients, the new ones too. All clients begin with the model's present state."""
+        """`shards`: of this rank's clients, the new ones too. All clients begin with the model's present state.
+        `train_sizes`: training samples of all clients that train, on whichever rank.
+        """
         super().__init__(config, method, model, shards)
-        self.channel = channel
+        self.channel, self._train_sizes = channel, train_sizes
+        self.diverged: dict[int, list[int]] = {}
+        """Round -> the clients whose learning diverged in it; a run that goes on begins with those before."""
 
     def cohort(self, round: int) -> list[int]:
         """The clients of a round, ascending; drawn by (seed, round), whatever the ranks."""
@@ -69,19 +82,21 @@ class Federation(Clients):
     def round(self, number: int) -> Report:
         """One communication round; every rank calls it. `number` counts from 1.
 
-        Ends the run with one message when a client's learning diverged.
+        Gives the run up in the round of number `fault.max_diverged_rounds` in which a client's learning diverged.
         """
         last = number == self.config.train.rounds
         every = self.config.evaluate.every
         evaluate = not last and every > 0 and number % every == 0
         cohort = self.cohort(number)
+        attendance = attend(self.config.fault, self.config.seed, number, cohort, self._train_sizes)
+        counts: dict[int, Tensor] = {}
         trained: dict[int, Test] = {}
         testing = 0.0
-        for client in filter(self.shards.__contains__, cohort):
+        for client in filter(self.shards.__contains__, attendance.present):
             self.channel.at(f"round {number}: client {client} learns")
             turn = self.receive(client, number)
             losses = self.method.learn(turn)
-            self.upload(turn, losses)
+            counts[client] = self.upload(turn, losses)
             if evaluate:
                 start = time.perf_counter()
                 self.method.deploy(turn)
@@ -89,32 +104,60 @@ class Federation(Clients):
                 testing += time.perf_counter() - start
         aggregate = self.channel.reduce(number, testing)
         self.channel.at(f"round {number}: after the sum")
-        clients = self.config.data.num_clients
-        self.shared = self.method.update(self.shared, aggregate.groups, aggregate.weight, clients)
+        diverged = self._diverged(number, counts) if aggregate.diverged else []
+        if aggregate.weight:
+            clients = self.config.data.num_clients
+            self.shared = self.method.update(self.shared, aggregate.groups, aggregate.weight, clients)
         start = time.perf_counter()
         stages: Stages = {}
         if last:
             stages = self._gather(number, self._evaluate_all(number + 1))
         elif evaluate:
             received = {client: self._received(client, number + 1) for client in self._training}
-            stages = self._gather(number, {"received": received, "trained": trained})
+            sound = {client: test for client, test in trained.items() if client not in diverged}
+            stages = self._gather(number, {"received": received, "trained": sound})
         *sums, samples = aggregate.metrics
+        totals = zip(self.method.losses, sums, strict=True)
         return Report(
             round=number,
             cohort=cohort,
-            losses={name: float(total / samples) for name, total in zip(self.method.losses, sums, strict=True)},
+            attendance=attendance,
+            diverged=diverged,
+            losses={name: float(total / samples) for name, total in totals if samples},
             stages=stages,
             training_seconds=aggregate.training_seconds,
             evaluation_seconds=aggregate.evaluation_seconds + time.perf_counter() - start,
             stop=aggregate.stop,
         )
 
-    def upload(self, turn: Turn, losses: Tensor) -> None:
-        """Shared groups onto the channel, the others back into the client's row."""
+    def upload(self, turn: Turn, losses: Tensor) -> Tensor:
+        """Shared groups onto the channel, the others back into the client's row.
+
+        Returns whether it counts, a bool tensor [] on the device: if the learning diverged, nothing is changed.
+        """
         weight = self.method.weight(len(turn.labels))
-        self.channel.add({name: self.model.buffers[name] for name in self.shared}, weight, losses)
+        kept = {name: self.model.buffers[name] for name in turn.private}
+        sound = torch.stack([values.isfinite().all() for values in kept.values()]).all() if kept else None
+        counts = self.channel.add({name: self.model.buffers[name] for name in self.shared}, weight, losses, sound)
         for name, row in turn.private.items():
-            row.copy_(self.model.buffers[name])
+            row.copy_(torch.where(counts, kept[name], row))
+        return counts
+
+    def _diverged(self, round: int, counts: Mapping[int, Tensor]) -> list[int]:
+        """Which clients did, where some did; every rank calls it. `counts`: of this rank's clients that trained.
+
+        Gives the run up where it is once too often.
+        """
+        rows = {client: [not of_one] for client, of_one in counts.items()}
+        table = self.channel.gather(rows, self.config.data.num_clients, 1, round=round, purpose="diverged")
+        self.diverged[round] = [int(client) for client in table[:, 0].nonzero()[0]]
+        if len(self.diverged) >= self.config.fault.max_diverged_rounds:
+            rounds = [f"{named(clients)} in round {number}" for number, clients in self.diverged.items()]
+            self.channel.fail(
+                f"round {round}: learning diverged (values not finite, or beyond {self.channel.limit:g}), now in "
+                f"{len(rounds)} round(s): {'; '.join(shortened(rounds))}. {REMEDY}"
+            )
+        return self.diverged[round]
 
     def _evaluate_all(self, round: int) -> dict[str, dict[int, Test]]:
         """Every client at every stage; nothing is uploaded and no state changes."""
@@ -168,7 +211,8 @@ class Federation(Clients):
         }
         clients = self.config.data.num_clients + self.config.data.num_new_clients
         table = self.channel.gather(rows, clients, sum(widths.values()), round=round, purpose="evaluation")
-        return dict(zip(stages, np.split(table, np.cumsum([*widths.values()])[:-1], axis=1), strict=True))
+        tables = dict(zip(stages, np.split(table, np.cumsum([*widths.values()])[:-1], axis=1), strict=True))
+        return {stage: table for stage, table in tables.items() if table[:, COUNT].any()}
 
     def state_sha256(self, round: int) -> str:
         """Of the shared state and every client's private state in client order; each rank hashes its own

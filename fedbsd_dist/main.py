@@ -14,13 +14,14 @@ from pathlib import Path
 from fedbsd_dist import environment
 from fedbsd_dist.commandline import check_flag, help_text
 from fedbsd_dist.config import RunConfig
+from fedbsd_dist.errors import RunFailed
 from fedbsd_dist.federation import Federation
 from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.plan import Plan, make_plan, prepare_data
 from fedbsd_dist.preflight import inspect
 from fedbsd_dist.record import claim, directory
 from fedbsd_dist.record.checkpoint import Checkpoints
-from fedbsd_dist.record.recorder import open_record
+from fedbsd_dist.record.recorder import diverged_before, open_record
 from fedbsd_dist.record.saved import take_up
 from fedbsd_dist.series import run_all
 from fedbsd_dist.sweep import expand
@@ -85,10 +86,12 @@ def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, res
     config, ledger = plan.config, Ledger()
     world.join(plan.placement)
     channel = plan.open_channel(world, ledger)
-    federation = Federation(config, plan.method, plan.model, channel, plan.load_shards(world.rank))
+    shards, sizes = plan.load_shards(world.rank), plan.partition.train_sizes[: config.data.num_clients]
+    federation = Federation(config, plan.method, plan.model, channel, shards, sizes)
     with world.one_voice("going on"):
         if resumed:
             take_up(run_dir, resumed, federation.shared, federation.states())
+    federation.diverged |= diverged_before(resumed, run_dir, world)
     if world.is_server:
         checkpoints.set_aside(resumed)
     with world.stop.heard(world.watch.alarm), closing(open_record(plan, run_dir, resumed, world)) as recorder:
@@ -96,7 +99,11 @@ def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, res
         channel.start()
         stop = False
         for number in range(resumed + 1, config.train.rounds + 1):
-            report = federation.round(number)
+            try:
+                report = federation.round(number)
+            except RunFailed:  # by all ranks alike: what is being saved is there to go on from
+                checkpoints.finish()
+                raise
             recorder.round(report, ledger.drain())
             stop = report.stop
             if checkpoints.due(number) or stop:

@@ -12,13 +12,14 @@ from torch import Tensor
 from fedbsd_dist.batches import LARGE_BATCH
 from fedbsd_dist.client import check_batch_norm
 from fedbsd_dist.clients import private_groups, shared_groups
-from fedbsd_dist.config import RunConfig
+from fedbsd_dist.config import Fault, RunConfig
 from fedbsd_dist.data import manifest, sources
 from fedbsd_dist.data.partition import Partition, make_partition
 from fedbsd_dist.data.samples import Samples
 from fedbsd_dist.data.shards import Shards
 from fedbsd_dist.environment import code_sha256
 from fedbsd_dist.errors import UserError
+from fedbsd_dist.faults import attend
 from fedbsd_dist.federation import cohort_size
 from fedbsd_dist.methods import make_method
 from fedbsd_dist.methods.contract import Method
@@ -134,6 +135,8 @@ class Plan:
         fixed = f"; never changes: {' + '.join(self.method.fixed)}" if self.method.fixed else ""
         train, val = self.partition.train_sizes, sum(self.partition.val_sizes)
         num_ranks = len(self.hosted)
+        everybody, deadline = range(config.data.num_clients), Fault(deadline=config.fault.deadline)
+        too_large = attend(deadline, 0, 0, everybody, train[: len(everybody)]).late
         rows = {
             "ranks": f"{num_ranks}: {server}, {len(hosting)} host clients, {_range(hosting)} each",
             "device": f"{self.placement.device.type}, {self.placement.backend}: {self.placement.reason}",
@@ -144,6 +147,7 @@ class Plan:
             "partition": f"{config.data.partition}{', as in the manifest' if config.data.manifest else ''}, "
             f"{_range(train)} training samples a client",
             "clients": f"{config.data.num_clients}, {cohort} of them a round"
+            + (f"; {len(too_large)} have too many samples for fault.deadline, ever" if too_large else "")
             + (f"; {config.data.num_new_clients} new ones, tested at the end" if self.partition.num_new else ""),
             "model": ", ".join(f"{group} {count:,}" for group, count in sizes.items()) + " parameters",
             "crosses": f"{' + '.join(self.shared) or 'nothing'}; stays: {' + '.join(stays) or 'nothing'}{fixed}",

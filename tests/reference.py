@@ -228,7 +228,7 @@ def federate(
     cohorts: Sequence[Sequence[int]],
     orders: AllOrders,
 ) -> Trained:
-    """`initial`: the model that all begin with. `cohorts`: the clients of every round."""
+    """`initial`: the model that all begin with. `cohorts`: of every round, who trains and counts."""
     shared, fresh = method.start(initial)
     private = [fresh] * len(clients)
     losses = []
@@ -240,8 +240,9 @@ def federate(
         for number, learned in zip(cohort, turns, strict=True):
             private[number] = learned.private
         weights = [method.weight(clients[number]) for number in cohort]
-        average = {name: mean([learned.upload[name] for learned in turns], weights) for name in shared}
-        shared = method.update(shared, average, len(cohort) / len(clients))
+        if cohort:
+            average = {name: mean([learned.upload[name] for learned in turns], weights) for name in shared}
+            shared = method.update(shared, average, len(cohort) / len(clients))
         losses.append(mean_losses(turns))
 
     return Trained(shared=shared, private=private, losses=losses)

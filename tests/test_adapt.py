@@ -230,7 +230,7 @@ def test_what_the_run_took_is_what_is_wanted(run: Path, samples: Samples, tmp_pa
 def test_a_run_that_cannot_be_taken_up_is_told_before_images_are_read(run: Path, monkeypatch, capsys) -> None:
     (run / "checkpoints/round-000002/shared.pt").unlink()
     monkeypatch.setattr(adapt, "load_alone", lambda *_: pytest.fail("the samples were loaded first"))
-    assert "shared.pt can be read" in refused(monkeypatch, capsys, run, adapt.main, run, f"--data={run}")
+    assert "shared.pt: No such file" in refused(monkeypatch, capsys, run, adapt.main, run, f"--data={run}")
 
 
 def test_batch_norm_needs_two_samples(samples: Samples, tmp_path, monkeypatch, capsys) -> None:

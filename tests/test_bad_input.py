@@ -216,7 +216,7 @@ def overheard(world, arguments: list[str], folder: Path, damaged: bool = False) 
         # found by the server alone, when all others have nothing to say
         (2, ["run.dir=/proc/runs/mine"], False, "cannot write"),
         # found while training
-        (3, ["train.lr=1e30"], False, "train.lr"),
+        (3, ["train.lr=1e30", "fault.max_diverged_rounds=1"], False, "train.lr"),
     ],
 )
 def test_many_ranks_tell_it_once_and_all_exit_with_2(

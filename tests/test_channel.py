@@ -2,11 +2,9 @@
 
 import itertools
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
-from fedbsd_dist.wire.channel import RANGE_BITS, SCALAR_BITS, Channel
+from fedbsd_dist.wire.channel import METRIC_BITS, RANGE_BITS, SCALAR_BITS, Aggregate, Channel
 from fedbsd_dist.wire.ledger import Ledger
 from fedbsd_dist.wire.world import Placement, World
 
@@ -74,11 +72,12 @@ def open_channel(
     return channel, groups
 
 
-def add(channel: Channel, groups: dict[str, torch.Tensor], upload: Upload) -> None:
+def add(channel: Channel, groups: dict[str, torch.Tensor], upload: Upload, sound: bool = True) -> bool:
     parts = torch.from_numpy(upload.values).split(list(SIZES.values()))
     for buffer, part in zip(groups.values(), parts, strict=True):
         buffer.copy_(part)
-    channel.add(groups, upload.weight, torch.from_numpy(upload.metrics))
+    metrics = torch.from_numpy(upload.metrics)
+    return bool(channel.add(groups, upload.weight, metrics, torch.tensor(sound)))
 
 
 def _reduce(world: World, uploads: list[Upload], rounds: list[Grouping]) -> dict[bool, list[tuple]]:
@@ -169,40 +168,73 @@ def _split(order: np.ndarray, cuts: np.ndarray) -> Grouping:
     return [part.tolist() for part in np.split(order, cuts)]
 
 
-def _diverge(world: World, exact: bool, bad: float, folder: Path) -> tuple[int, str]:
-    """(exit code, standard error) of this rank; rank 2 has the bad upload."""
-    uploads = make_uploads(3, (0.1, 1))
-    uploads[2].values[NUMEL - 5] = bad  # in the second group
+Plain = tuple[int, float, list[float], dict[str, list[float]]]
+
+
+def plain(aggregate: Aggregate) -> Plain:
+    """(number that diverged, weight, metrics, means), to be sent by the process that has it."""
+    groups = {name: values.tolist() for name, values in aggregate.groups.items()}
+    return aggregate.diverged, aggregate.weight, aggregate.metrics.tolist(), groups
+
+
+def _diverge(world: World, exact: bool, where: str, bad: float) -> tuple[list[bool], Plain, Plain]:
+    """Whether each upload of this rank counts, the sum with the bad one of rank 2, and the sum without it."""
+    uploads = make_uploads(4, (0.1, 1))
     channel, groups = open_channel(world, join(world), exact, uploads)
-    add(channel, groups, uploads[world.rank])
-    with (folder / str(world.rank)).open("w+") as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            with world.ending():
-                channel.reduce(7)
-        except SystemExit as leaving:
-            return leaving.code, (folder / str(world.rank)).read_text()
-    raise AssertionError("the reduction went through")
+    mine = {0: [], 1: [0, 1], 2: [2, 3]}[world.rank]
+    spoilt = Upload(uploads[3].values.copy(), uploads[3].weight, uploads[3].metrics.copy())
+    if where == "parameter":
+        spoilt.values[NUMEL - 5] = bad  # in the second group
+    elif where == "metric":
+        spoilt.metrics[0] = bad
+    counts = [add(channel, groups, {3: spoilt}.get(index, uploads[index]), where != "" or index != 3) for index in mine]
+    aggregate = plain(channel.reduce(1))
+    for index in set(mine) - {3}:
+        add(channel, groups, uploads[index])
+    return counts, aggregate, plain(channel.reduce(2))
+
+
+LARGEST = float(torch.finfo(torch.float32).max)
 
 
 @pytest.mark.parametrize(
-    ("exact", "bad"),
+    ("exact", "where", "bad"),
     [
-        (False, math.nan),
-        (False, -math.inf),
-        (True, math.nan),
-        (True, math.inf),
-        (True, -LIMIT * (1 + 2**-20)),
+        (False, "parameter", math.nan),
+        (False, "parameter", -math.inf),
+        (False, "parameter", LARGEST / 100),  # finite, but its weight times it is not
+        (False, "metric", math.nan),
+        (False, "", 0.0),
+        (True, "parameter", math.nan),
+        (True, "parameter", math.inf),
+        (True, "parameter", -LIMIT * (1 + 2**-20)),
+        (True, "metric", -math.inf),
+        (True, "metric", 2.0**METRIC_BITS * 1.001),
+        (True, "", 0.0),  # the client says so itself, of what it keeps
     ],
 )
-def test_an_upload_that_diverged_ends_every_rank_with_one_message(tmp_path, exact, bad):
-    outcomes = run_ranks(3, _diverge, exact, bad, tmp_path)
-    assert [code for code, _ in outcomes] == [2, 2, 2]
-    message, *others = [text for _, text in outcomes]
-    assert others == ["", ""]
-    assert message.count("\n") == 1
-    assert message.startswith("fedbsd_dist: round 7: the learning of 1 client(s) diverged")
-    assert "train.lr" in message
+def test_an_upload_that_diverged_counts_for_nothing_but_itself(exact, where, bad):
+    for counts, found, expected in run_ranks(3, _diverge, exact, where, bad):
+        assert counts in ([], [True, True], [True, False])
+        assert (found[0], expected[0]) == (1, 0)
+        assert found[1:] == expected[1:]
+        assert found[1] > 0
+        assert found[3].keys() == SIZES.keys()
+
+
+def _nobody(world: World, exact: bool) -> tuple[Plain, Plain]:
+    """Sums in which no upload counts, and to which there is none."""
+    uploads = make_uploads(1, (0.1, 1))
+    channel, groups = open_channel(world, join(world), exact, uploads)
+    add(channel, groups, uploads[0], sound=False)
+    return plain(channel.reduce(1)), plain(channel.reduce(2))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_of_nobody_there_is_no_mean(exact):
+    for diverged, none in run_ranks(2, _nobody, exact):
+        assert diverged == (2, 0.0, [0.0] * NUM_METRICS, {})
+        assert none == (0, 0.0, [0.0] * NUM_METRICS, {})
 
 
 def test_the_largest_value_in_range_does_not_diverge():

@@ -46,7 +46,8 @@ def build(world: World, *options: str) -> Federation:
         exact=plan.config.wire.sum == "exact",
         weight_bound=sum(map(plan.method.weight, plan.partition.train_sizes)),
     )
-    return Federation(plan.config, plan.method, plan.model, channel, plan.load_shards(world.rank))
+    sizes = plan.partition.train_sizes[: plan.config.data.num_clients]
+    return Federation(plan.config, plan.method, plan.model, channel, plan.load_shards(world.rank), sizes)
 
 
 def with_norm(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
@@ -181,7 +182,7 @@ def test_evaluation_changes_no_state(options):
 
 
 def _diverge(world: World) -> tuple[int, bool]:
-    federation = build(world, NORM)
+    federation = build(world, NORM, "fault.max_diverged_rounds=1")
     federation.round(1)
     before = bits(federation.shared)
     learn = federation.method.learn

@@ -80,10 +80,8 @@ def test_every_collective_of_a_run_has_its_line(tmp_path, size, options, groups)
         (1, "aggregate"),
         (2, "aggregate"),
         (2, "evaluation"),
-        (2, "checkpoint"),
         (3, "aggregate"),
         (3, "evaluation"),
-        (3, "checkpoint"),
         (3, "state digest"),
     ]
     for line in lines:

@@ -202,7 +202,7 @@ def make_inputs(config: RunConfig) -> tuple[reference.Method, dict[str, Any]]:
     ]
     network = config.model.factory.rpartition(":")[2] or config.model.name
     model = make_model(network, config.model.head_layers, images.shape[1:], len(samples.classes))
-    product = build_model(config.model, (1, 16, 16), 10, config.seed)
+    product = build_model(config.model, (1, 16, 16), len(samples.classes), config.seed)
     # the same tensors under other names, in the same order
     initial = dict(zip(live(model), live(product).values(), strict=True))
     return METHODS[config.method.name](model, settings(config)), {

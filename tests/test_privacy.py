@@ -196,8 +196,12 @@ def test_a_refusal_on_one_rank_leaves_the_sum_of_all_as_it_was(culprit):
     assert [refused for refused, _, _ in outcomes] == [rank == culprit for rank in range(3)]
     backbone = torch.arange(1.0, 41.0)
     for rank, (_, payload, mean) in enumerate(outcomes):
-        assert payload == [*(rank * backbone).tolist(), rank, 0, float(rank > 0)]
+        assert payload == [*(rank * backbone).tolist(), rank, 0, float(rank > 0), 0]
         assert mean == backbone.tolist()
+
+
+TAINT = 1e30
+"""Finite, for of what is not, one bit crosses: that the client is left out. All else would show it."""
 
 
 def head_of(client: int, numel: int) -> Tensor:
@@ -245,24 +249,23 @@ def _taint(world: World, options: tuple[str, ...], value: float | None) -> tuple
     ],
     ids=["fedbsd", "fedbsd-own", "fedper"],
 )
-def test_a_head_that_became_nan_after_learning_is_felt_by_nobody_else(options):
+def test_a_head_that_is_tainted_after_learning_is_felt_by_nobody_else(options):
     # one model's head after learning is private: exact sums, so every bit elsewhere can be compared
     options = (NORM, *options)
     honest = run_ranks(3, _taint, options, None)
-    tainted = run_ranks(3, _taint, options, float("nan"))
+    tainted = run_ranks(3, _taint, options, TAINT)
     for rank in range(3):
         assert tainted[rank][:2] == honest[rank][:2]
-        assert all(np.isfinite(np.frombuffer(group, np.float32)).all() for group in tainted[rank][1].values())
     assert honest[0][2] == tainted[0][2] == {}
     assert honest[2][2] == tainted[2][2] != {}
     for client, state in tainted[1][2].items():
-        assert np.isnan(np.frombuffer(state.pop("head"), np.float32)).all()  # the taint was there
+        assert (np.frombuffer(state.pop("head"), np.float32) == np.float32(TAINT)).all()  # the taint was there
         assert honest[1][2][client].pop("head")
         assert state == honest[1][2][client]
 
 
 def _taint_all(world: World, method: str, taint: bool) -> tuple[dict, dict, dict]:
-    """A round in which all that rank 1's clients keep becomes NaN after learning: (aggregate, shared state, clients'
+    """A round in which all that rank 1's clients keep is tainted after learning: (aggregate, shared state, clients'
     state).
     """
     federation = build(world, "wire.sum=exact", NORM, f"method.name={method}")
@@ -271,7 +274,7 @@ def _taint_all(world: World, method: str, taint: bool) -> tuple[dict, dict, dict
     def learn_and_taint(turn: Turn) -> Tensor:
         losses = learn(turn)
         for name in turn.private if taint and world.rank == 1 else ():
-            turn.model.buffers[name].fill_(torch.nan)
+            turn.model.buffers[name].fill_(TAINT)
         return losses
 
     reduce = federation.channel.reduce
@@ -295,7 +298,8 @@ def test_what_a_client_keeps_is_felt_by_nobody_else_in_any_method(method):
 
 
 def test_a_head_that_became_nan_ends_a_run_that_shares_heads():
-    assert run_ranks(3, _taint, (NORM, "method.name=fedavg"), float("nan")) == [2, 2, 2]
+    options = (NORM, "method.name=fedavg", "fault.max_diverged_rounds=1")
+    assert run_ranks(3, _taint, options, float("nan")) == [2, 2, 2]
 
 
 def likeness(haystack: np.ndarray, needle: np.ndarray) -> float:

@@ -25,7 +25,7 @@ FLOORS = [
     {"methods"},
     {"client"},
     {"batches"},
-    {"augment", "commandline", "data", "environment", "evaluation", "models", "optimizer", "wire"},
+    {"augment", "commandline", "data", "environment", "evaluation", "faults", "models", "optimizer", "wire"},
     {"config", "randomness"},
     {"dialect", "factories", "units"},
     {"errors"},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -24,6 +25,7 @@ OPTIONS = (
     "evaluate.every=0",
     "evaluate.head_epochs=1",
     "wire.sum=exact",
+    "run.device=cpu",
 )
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 PATIENCE = 120.0
@@ -54,18 +56,18 @@ def held(hold: Path) -> tuple[str, ...]:
     return (*OPTIONS, "train.rounds=20", "method.factory=held:Held", f"method.file={hold}")
 
 
-def submit(script: str, log: Path, *arguments: str, ranks: int = 1) -> str:
-    """The job's number. `arguments`: flags of sbatch, and options."""
+def submit(script: str, log: Path, *arguments: str, ranks: str = "1") -> str:
+    """The job's number. `arguments`: flags of sbatch, and options. `ranks`: a node; empty: what the script chooses."""
     flags = [argument for argument in arguments if argument.startswith("-")]
     options = [argument for argument in arguments if not argument.startswith("-")]
-    return sbatch([f"--output={log}", *flags, f"launch/{script}.sbatch", *options], ranks)
+    return sbatch(f"--output={log}", *flags, f"launch/{script}.sbatch", *options, RANKS_PER_NODE=ranks)
 
 
-def sbatch(arguments: list[str], ranks: int = 1) -> str:
+def sbatch(*arguments: str, folder: Path = ROOT, **environment: str) -> str:
     done = subprocess.run(
         ["sbatch", "--parsable", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"RANKS_PER_NODE": str(ranks)},
+        cwd=folder,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment,
         capture_output=True,
         text=True,
     )
@@ -120,11 +122,11 @@ def state(run: Path) -> str:
 
 
 def test_two_jobs_at_once_on_the_same_nodes_end_as_outside_slurm(tmp_path: Path) -> None:
-    """Two nodes of two ranks each."""
+    """Two nodes of two ranks each, two ways of having so many."""
     jobs = {}
-    for seed in (0, 1):
+    for seed, (ranks, flags) in enumerate([("2", []), ("", ["--cpus-per-task=2"])]):
         options = (f"run.dir={tmp_path}/run{seed}", *OPTIONS, f"seed={seed}")
-        jobs[seed] = submit("slurm", tmp_path / f"log{seed}", "--nodes=2", *options, ranks=2)
+        jobs[seed] = submit("slurm", tmp_path / f"log{seed}", "--nodes=2", *flags, *options, ranks=ranks)
     for seed, job in jobs.items():
         run, log = tmp_path / f"run{seed}", tmp_path / f"log{seed}"
         assert finish(job, log) == ("COMPLETED", "0"), read(log)
@@ -141,7 +143,7 @@ def test_a_job_preempted_and_then_near_its_time_limit_goes_on_to_the_same_bits(t
     with socket.create_server(("127.0.0.1", 15000 + int(job))):  # somebody else has the port that would be the job's
         subprocess.run(["scontrol", "release", job], check=True)
         wait_for("round 2", lambda: rounds(run) >= 2, log)
-    other = sbatch(["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"])
+    other = sbatch("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     assert finish(other, log) == ("COMPLETED", "0")
     assert show(job)["Restarts"] == "1", read(log)
     stopped = rounds(run)
@@ -207,3 +209,14 @@ def test_what_could_not_go_on_is_refused(script: str, options: list[str], hint: 
     assert read(log).count("\n") == 1
     assert read(log).startswith("fedbsd_dist: ")
     assert hint in read(log)
+
+
+@pytest.mark.parametrize(("copied", "hint"), [(False, "repository's root"), (True, "bash launch/setup.sh")])
+def test_where_nothing_is_set_up_it_says_what_to_do(copied: bool, hint: str, tmp_path: Path) -> None:
+    if copied:
+        shutil.copytree(ROOT / "launch", tmp_path / "launch")
+    log, script = tmp_path / "log", str(ROOT / "launch/slurm.sbatch")
+    job = sbatch(f"--output={log}", script, "run.dir=x", folder=tmp_path, PATH="/usr/bin:/bin")
+    assert finish(job, log) == ("FAILED", "0")
+    assert show(job)["ExitCode"] == "2:0"
+    assert hint in read(log).splitlines()[-1]

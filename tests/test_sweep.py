@@ -206,7 +206,7 @@ def test_what_is_wrong_with_the_last_run_is_told_before_the_first(tmp_path: Path
 
 
 def test_a_run_that_diverges_does_not_take_the_others_with_it(tmp_path: Path):
-    code, out, err = launch(tmp_path, 2, "train.lr=[1e30,0.01]")
+    code, out, err = launch(tmp_path, 2, "train.lr=[1e30,0.01]", "fault.max_diverged_rounds=1")
     assert code == 2
     lines = err.splitlines()
     assert [line.count("fedbsd_dist:") for line in lines] == [1, 1]

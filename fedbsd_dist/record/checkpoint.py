@@ -71,7 +71,8 @@ class Checkpoints:
             return
         error, self._writing = self._writing.error, None
         if error:
-            raise error
+            with self._watch.meeting("writing the checkpoint"):  # where it came of the others' end
+                raise error
 
     def _write(self, round: int, files: Mapping[str, Tensors]) -> None:
         start = time.perf_counter()

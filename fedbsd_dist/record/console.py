@@ -3,20 +3,24 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedbsd_dist.faults import named
 from fedbsd_dist.units import duration, size
 
 Line = Mapping[str, Any]
 
 
 def progress(line: Line, rounds: int, seconds_left: float) -> str:
-    """One line a round: losses, accuracies where they were measured, bytes, time, time left."""
-    losses = "  ".join(f"{name} {value:.4f}" for name, value in line["loss"].items())
+    """One line a round: losses, accuracies where they were measured, faults, bytes, time, time left."""
+    losses = "  ".join(f"{name} {value:.4f}" for name, value in line["loss"].items()) or "no upload counts"
     stages = "".join(f"  {stage} {100 * of['mean']:.2f}%" for stage, of in line["accuracy"].items())
+    counts = {kind: len(line["faults"][kind]) for kind in ("unavailable", "late")}
+    faults = [f"{count} {kind}" for kind, count in counts.items() if count]
+    faults += [f"{named(clients)} diverged" for clients in [line["faults"]["diverged"]] if clients]
     sent = line["bytes"]["federated_up"] + line["bytes"]["federated_down"]
     width = len(str(rounds))
     left = f"  left {duration(seconds_left)}" if line["round"] < rounds else ""
     return (
-        f"round {line['round']:{width}d}/{rounds}  {losses}{stages}  "
+        f"round {line['round']:{width}d}/{rounds}  {losses}{stages}  {', '.join(faults)}{'  ' * bool(faults)}"
         f"{size(sent)}  {duration(line['seconds']['total'])}{left}"
     )
 
@@ -60,8 +64,11 @@ def closing(summary: Mapping[str, Any], run_dir: str) -> str:
     )
     wire, payload = size(summary["bytes"]["wire"]), size(summary["bytes"]["payload"])
     seconds = summary["seconds"]
+    share = f" ({100 * sent / fedavg:.1f} %)" if fedavg else ""
+    faults = ", ".join(f"{count} {kind}" for kind, count in summary["faults"].items() if count)
     facts = {
-        "clients sent, received": f"{size(sent)}; FedAvg with this model {size(fedavg)} ({100 * sent / fedavg:.1f} %)",
+        "clients sent, received": f"{size(sent)}; FedAvg with this model {size(fedavg)}{share}",
+        **({"faults": f"{faults}, a client counted once a round"} if faults else {}),
         "between ranks": f"{wire} by the ring model, {payload} payload",
         "head": f"{head:,} of {parameters:,} parameters ({100 * head / parameters:.2f} %)",
         "time": ", ".join(f"{name} {duration(seconds[name])}" for name in ("training", "communication", "evaluation")),

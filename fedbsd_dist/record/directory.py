@@ -97,10 +97,10 @@ APART = frozenset(
         *("run.dir", "run.overwrite", "run.resume", "run.rehost"),
         # where the samples are and how they are held; which client has which is compared by itself
         *("data.root", "data.download", "data.cache", "data.device_memory", "data.manifest"),
-        *("train.rounds", "wire.timeout", "wire.silence"),
+        *("train.rounds", "fault.max_diverged_rounds", "wire.timeout", "wire.silence"),
     }
 )
-"""Options that may differ when a run goes on: it may be made longer, moved, and saved more often."""
+"""Options that may differ when a run goes on: it may be made longer, moved, saved more often, and forgiven more."""
 APART_SECTIONS = ("server", "checkpoint", "sweep")
 """The first of them is compared with the number of ranks."""
 

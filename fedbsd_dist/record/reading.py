@@ -17,6 +17,7 @@ APART = {
     "data": {"root", "download", "cache", "device_memory"},
     "wire": {"timeout"},
     "checkpoint": {"every", "keep"},
+    "fault": {"max_diverged_rounds"},
     "server": {"trains"},
     "sweep": {"dir", "slice"},
 }

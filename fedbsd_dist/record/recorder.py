@@ -93,17 +93,25 @@ class Recorder(Silence):
     def round(self, report: Report, entries: Sequence[Entry]) -> None:
         """Record a round, with its collectives so far, and show its progress line."""
         self.ledger(entries)
-        exchanged = len(report.cohort) * self._plan.upload_bytes
+        attendance, diverged = report.attendance, report.diverged
+        sent = len(attendance.present)
+        received = sent + len(attendance.late)
         now = time.perf_counter()
         line = {
             "round": report.round,
             "cohort": len(report.cohort),
+            "faults": {
+                "unavailable": attendance.unavailable,
+                "late": attendance.late,
+                "diverged": diverged,
+            },
+            **({"duration": attendance.duration} if self._config.fault.slow or self._config.fault.deadline else {}),
             "loss": report.losses,
             "accuracy": {stage: summarize(table) for stage, table in report.stages.items()},
             **({"validation": _validation(report)} if self._config.data.val_fraction else {}),
             "bytes": {
-                "federated_up": exchanged,
-                "federated_down": exchanged,
+                "federated_up": sent * self._plan.upload_bytes,
+                "federated_down": received * self._plan.upload_bytes,
                 "payload": sum(entry.payload_bytes for entry in entries),
                 "wire": sum(entry.wire_bytes for entry in entries),
             },
@@ -183,7 +191,8 @@ class Recorder(Silence):
             "accuracy_last_rounds": last_rounds(self._lines, self._config.evaluate.last_rounds),
             **({"best": best} if best else {}),
             **totals,
-            "fedavg_bytes": sum(2 * line["cohort"] * self._plan.model_bytes for line in self._lines),
+            "fedavg_bytes": self._plan.model_bytes * sum(map(_exchanges, self._lines)),
+            "faults": {kind: sum(len(line["faults"][kind]) for line in self._lines) for kind in last["faults"]},
             "input": dataclasses.asdict(self._plan.input),
             "parameters": {group: model.buffers[group].numel() for group in model.groups},
             "state_sha256": state_sha256,
@@ -197,16 +206,36 @@ class Recorder(Silence):
         self._tensorboard.close()
 
 
+def diverged_before(resumed: int, run: Path, world: World) -> dict[int, list[int]]:
+    """Round -> the clients that diverged in it, up to round `resumed`: from the server's record, on every rank."""
+    lines = read_lines(run / METRICS) if world.is_server else []
+    found = {
+        line["round"]: line["faults"]["diverged"]
+        for line in lines
+        if line["round"] <= resumed and line["faults"]["diverged"]
+    }
+    told = json.loads(world.told("diverged before", json.dumps(found)))
+    return {int(round): clients for round, clients in told.items()}
+
+
 def open_record(plan: Plan, run: Path, resumed: int, world: World) -> Silence:
     """The server's Recorder, or the others' Silence."""
     return Recorder(plan, run, resumed) if world.is_server else Silence()
 
 
+def _exchanges(line: Mapping[str, Any]) -> int:
+    """Downloads and uploads of a round."""
+    received: int = line["cohort"] - len(line["faults"]["unavailable"])
+    return 2 * received - len(line["faults"]["late"])
+
+
 def _scalars(line: Mapping[str, Any]) -> list[tuple[str, float]]:
     """TensorBoard's names: loss/distillation, accuracy/received_mean (of validation samples validation/received_mean),
-    bytes/wire, seconds/training.
+    bytes/wire, seconds/training, faults/late (a number of clients).
     """
     flat = [(f"{part}/{key}", value) for part in ("loss", "bytes", "seconds") for key, value in line[part].items()]
+    flat += [(f"faults/{kind}", len(clients)) for kind, clients in line["faults"].items()]
+    flat += [("faults/duration", line["duration"])] if "duration" in line else []
     return flat + [
         (f"{part}/{stage}_{key}", value)
         for part in ("accuracy", "validation")

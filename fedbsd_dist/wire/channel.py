@@ -2,17 +2,19 @@
 
 A round's all-reduce carries, in one buffer,
 
-    [ shared groups | total weight | uploads refused | metrics | ranks asked to stop | seconds busy of every rank ]
+    [ shared groups | total weight | uploads diverged | metrics | ranks asked to stop | seconds busy of every rank ]
 
-The server joins with zeros and weight 0 and gets the aggregate for free. With `exact`, every
-number is a 64-bit fixed-point integer: integer sums do not depend on how clients are grouped into
-ranks, so any number of ranks gives the same bits.
+An upload that diverged adds to that one count and to nothing else. The server joins with zeros and
+weight 0 and gets the aggregate for free. With `exact`, every number is a 64-bit fixed-point integer:
+integer sums do not depend on how clients are grouped into ranks, so any number of ranks gives the
+same bits.
 """
 
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -26,8 +28,8 @@ RANGE_BITS = 10
 """An exact sum takes parameters of magnitude up to 2**10; larger ones are a diverged client."""
 SCALAR_BITS = 20
 """Fraction bits of weights, metrics and seconds in an exact sum (resolution 1e-6)."""
-
-REMEDY = "Lower the learning rate: train.lr, or the method's own where it has one."
+METRIC_BITS = 32
+"""An exact sum takes metrics up to 2**32, of thousands of clients without overflow."""
 
 MAX_WIDTH = 32
 """Numbers a row that `gather` takes: a digest's."""
@@ -42,11 +44,13 @@ class Aggregate:
     """What the round's reduction brought, the same on every rank."""
 
     groups: dict[str, Tensor]
-    """Weighted mean of each shared group, float32 [numel] on the device."""
+    """Weighted mean of each shared group, float32 [numel] on the device; none where no upload counts."""
     weight: float
-    """Total weight of the uploads."""
+    """Total weight of the uploads that count."""
+    diverged: int
+    """Number of the others."""
     metrics: np.ndarray
-    """Sums over the uploads, float64 [num_metrics]."""
+    """Sums over the uploads that count, float64 [num_metrics]."""
     training_seconds: float
     """Longest time that a rank was busy since the last collective, its evaluation left out."""
     evaluation_seconds: float
@@ -80,7 +84,11 @@ class Channel:
         self._exact = exact
         self._scale = 2.0 ** (62 - RANGE_BITS - math.ceil(math.log2(max(weight_bound, 1.0)))) if exact else 1.0
         self._scalar_scale = 2.0**SCALAR_BITS if exact else 1.0
-        self._limit = 2.0**RANGE_BITS if exact else torch.finfo(torch.float32).max
+        # no sum of sound uploads overflows, whoever they are; half: for what rounding adds
+        largest = torch.finfo(torch.float32).max / 2 / max(weight_bound, 1.0)
+        self.limit = 2.0**RANGE_BITS if exact else largest
+        """Magnitude of a parameter above which an upload has diverged."""
+        self._metric_limit = 2.0**METRIC_BITS if exact else largest
         self._buffer = torch.zeros(
             self._num_parameters + 2 + num_metrics + 1 + 2 * world.size,
             dtype=torch.int64 if exact else torch.float32,
@@ -99,32 +107,41 @@ class Channel:
         self._world.wait("channel")
         self._clock = time.perf_counter()
 
-    def add(self, groups: Mapping[str, Tensor], weight: float, metrics: Tensor) -> None:
+    def add(self, groups: Mapping[str, Tensor], weight: float, metrics: Tensor, sound: Tensor | None = None) -> Tensor:
         """Put one client's upload onto this rank's sum: weight x groups, and its metrics [num_metrics].
+
+        The upload counts, which is returned as a bool tensor [] on the device, if it is finite and not beyond `limit`,
+        and so are its metrics, and if `sound`, a bool tensor [], says so of what the client does not upload. Nobody
+        waits for the device to know.
 
         Raises ChannelRefusal, before anything is touched, for a tensor that is not the registered
         buffer itself: a private group, a view, a copy, a buffer with something else in it.
         """
         self._check(groups)
-        uploads = list(self._shared.values())
-        fits = torch.stack([upload.abs().max() <= self._limit for upload in uploads]).all() if uploads else None
+        uploads, device = list(self._shared.values()), self._buffer.device
+        metrics = metrics.to(device, torch.float64)
+        tests = [upload.abs().max() <= self.limit for upload in uploads]
+        tests += [(metrics.abs() <= self._metric_limit).all(), *(() if sound is None else (sound,))]
+        counts = torch.stack(tests).all()
         offset = 0
         for upload in uploads:
             target = self._buffer[offset : offset + upload.numel()]
+            kept = torch.where(counts, upload, 0.0)  # by weight 0 alone, what is not finite would still be so
             if self._exact:
-                target.add_((upload.double() * (weight * self._scale)).round_().to(torch.int64))
+                target.add_((kept.double() * (weight * self._scale)).round_().to(torch.int64))
             else:
-                target.add_(upload, alpha=weight)
+                target.add_(kept, alpha=weight)
             offset += upload.numel()
-        scalars = torch.zeros(2 + self._num_metrics, dtype=torch.float64, device=self._buffer.device)
+        scalars = torch.zeros(2 + self._num_metrics, dtype=torch.float64, device=device)
         scalars[0] = weight
-        if fits is not None:
-            scalars[1] = (~fits).double()
         scalars[2:] = metrics
+        scalars = torch.where(counts, scalars, 0.0)
+        scalars[1] = (~counts).double()
         scalars *= self._scalar_scale
         self._buffer[offset : offset + len(scalars)] += (
             scalars.round().to(torch.int64) if self._exact else scalars.float()
         )
+        return counts
 
     def _check(self, groups: Mapping[str, Tensor]) -> None:
         for name, tensor in groups.items():
@@ -140,34 +157,31 @@ class Channel:
             raise ChannelRefusal(f"upload without the shared group(s) {', '.join(sorted(missing))}")
 
     def reduce(self, round: int, evaluation_seconds: float = 0.0) -> Aggregate:
-        """The round's one all-reduce; every rank calls it. Leaves the sum empty for the next round.
-
-        Ends every rank with one message when a client uploaded a value that is not finite or, in an
-        exact sum, of a magnitude above 2**RANGE_BITS.
-        """
+        """The round's one all-reduce; every rank calls it. Leaves the sum empty for the next round."""
         sizes = {name: buffer.numel() for name, buffer in self._shared.items()}
         self._buffer[self._num_parameters + 2 + self._num_metrics] = self._world.stop.asked * self._scalar_scale
         clocks = self._sum(self._buffer, self._scalar_scale, round, "aggregate", sizes, evaluation_seconds)
         scalars = self._buffer[self._num_parameters :].double().cpu().numpy() / self._scalar_scale
-        weight, refused, metrics = float(scalars[0]), int(scalars[1]), scalars[2 : 2 + self._num_metrics]
+        weight, diverged, metrics = float(scalars[0]), int(scalars[1]), scalars[2 : 2 + self._num_metrics]
         stop = bool(scalars[2 + self._num_metrics])
-        if refused:
-            self._world.fail(
-                f"round {round}: the learning of {refused} client(s) diverged (values not finite or beyond "
-                f"{self._limit:g}). {REMEDY}"
-            )
-        mean = self._buffer[: self._num_parameters].double().div_(self._scale * weight).float()
-        if not mean.isfinite().all():
-            self._world.fail(f"round {round}: the sum of the uploads overflows float32. {REMEDY}")
+        groups: dict[str, Tensor] = {}
+        if weight:
+            mean = self._buffer[: self._num_parameters].double().div_(self._scale * weight).float()
+            groups = dict(zip(sizes, mean.split(list(sizes.values())), strict=True))
         self._buffer.zero_()
         return Aggregate(
-            groups=dict(zip(sizes, mean.split(list(sizes.values())), strict=True)),
+            groups=groups,
             weight=weight,
+            diverged=diverged,
             metrics=metrics,
             training_seconds=float((clocks[:, 0] - clocks[:, 1]).max()),
             evaluation_seconds=float(clocks[:, 1].max()),
             stop=stop,
         )
+
+    def fail(self, problem: str) -> NoReturn:
+        """Called by every rank at the same point: gives the run up."""
+        self._world.fail(problem)
 
     def gather(
         self, rows: Mapping[int, Sequence[float]], num_rows: int, width: int, *, round: int, purpose: str

@@ -131,8 +131,9 @@ class Watch:
         """This rank has said why the run ends, which ends the others with exit code `code`, and waits for them."""
         self._code, self._kind = code, "over"
         if self._threads:
-            self._tell()
-            self._see_off()
+            with suppress(RuntimeError):  # the store may be what is gone
+                self._tell()
+                self._see_off()
 
     def leave(self) -> None:
         """This rank goes in good order."""

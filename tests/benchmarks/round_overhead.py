@@ -75,7 +75,8 @@ def measure(world: World, rounds: int, run_dir: str, overrides: list[str]) -> li
     world.join(plan.placement)
     ledger = Ledger()
     channel = plan.open_channel(world, ledger)
-    federation = Federation(config, plan.method, plan.model, channel, plan.load_shards(world.rank))
+    sizes = plan.partition.train_sizes
+    federation = Federation(config, plan.method, plan.model, channel, plan.load_shards(world.rank), sizes)
     recorder = open_record(plan, Path(run_dir), 0, world)
     recorder.say = lambda text: None  # type: ignore[method-assign]
     shape = plan.samples.x.shape[1:]
