@@ -7,6 +7,7 @@ from pathlib import Path
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import RunFailed
 from fedbsd_dist.plan import Plan
+from fedbsd_dist.preflight import inspect
 from fedbsd_dist.record import claim
 from fedbsd_dist.record.directory import AUTO
 from fedbsd_dist.record.progress import Progress
@@ -34,7 +35,9 @@ def run_all(
     texts = [plan.text for plan in plans]
     progress = Progress({Path(config.run.dir): config.run.overwrite for config in configs}, world)
     if check is not None:
-        return world.say("\n\n".join([*texts[:1], f"The first of {len(texts)} runs:\n{progress.listing}"]))
+        found = inspect(planned(configs[0], world.within("check"), check), world) if check == 0 else ""
+        world.say(f"{texts[0]}{found}\n\nThe first of {len(texts)} runs:\n{progress.listing}")
+        return world.leave()
     if world.is_server and points[0].config.sweep.dir == AUTO:
         claim.remember(Path(folder))
     world.say(f"sweep: {len(configs)} of {len(points)} runs, in {folder}")

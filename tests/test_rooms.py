@@ -16,7 +16,8 @@ SOURCES = {path.relative_to(ROOT): path.read_text() for path in sorted((ROOT / P
 
 FLOORS = [
     {"main", "preview", "export", "adapt", "report"},
-    {"overview", "series", "command", "preflight"},
+    {"overview", "series", "command"},
+    {"preflight"},
     {"sweep"},
     {"record", "pictures"},
     {"plan"},

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ranks import federate, run_ranks
 from test_interface import alone, tree
-from test_resume import OPTIONS, outcome, resume, stop_in_round
+from test_resume import OPTIONS, Stopped, outcome, resume, stop_in_round
 from test_resume import whole as whole  # the same run that was never stopped
 
 from fedbsd_dist import environment, main, plan
@@ -209,6 +209,44 @@ def test_two_launches_do_not_write_in_one_directory(tmp_path, monkeypatch, capsy
         assert "another launch (host a, process 7) is writing there" in capsys.readouterr().err
         assert tree(path) == {}
     assert alone(*OPTIONS, f"run.dir={path}", "train.rounds=1") == 0
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_started_again_by_torchrun_a_run_is_not_overwritten_but_goes_on(
+    mine: bool, whole: Path, tmp_path, monkeypatch, capsys
+) -> None:
+    """What the same launch has made; another launch's run is overwritten, as asked for."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    stop_in_round(4, tmp_path / "run", "run.overwrite=true")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a" if mine else "b")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    capsys.readouterr()
+    assert alone(*OPTIONS, f"run.dir={tmp_path / 'run'}", "run.overwrite=true") == 0
+    assert ("resumed      after round 3" in capsys.readouterr().out) == mine
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_started_again_by_torchrun_a_sweep_is_found_and_goes_on(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    stopped = Recorder.round
+
+    def stop(self, report, entries) -> None:
+        if self._config.seed == 1 and report.round == 3:
+            raise Stopped
+        stopped(self, report, entries)
+
+    monkeypatch.setattr(Recorder, "round", stop)
+    sweep = (*OPTIONS, "seed=[0,1]", "run.overwrite=true")
+    with pytest.raises(Stopped):
+        alone(*sweep)
+    monkeypatch.setattr(Recorder, "round", stopped)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    capsys.readouterr()
+    assert alone(*sweep) == 0
+    out = capsys.readouterr().out
+    assert "seed0  finished already" in out
+    assert "resumed      after round 2" in out
+    assert len([*(tmp_path / "runs").iterdir()]) == 1
 
 
 @pytest.fixture

@@ -54,6 +54,8 @@ class Word:
     doing: str = ""
     process: int = 0
     """Its number on its host."""
+    parent: int = 0
+    """That of the process that launched it."""
     lost: tuple[int, ...] = ()
     """Ranks that are given up, of one for whom it is over."""
 
@@ -181,6 +183,7 @@ class Watch:
             "since": time.monotonic() - self._doing_since,
             "doing": self._doing,
             "process": os.getpid(),
+            "parent": os.getppid(),
             "lost": self._lost,
         }
         self._store.set(f"word/{self._rank}", json.dumps(word))
@@ -230,7 +233,9 @@ class Watch:
     def _kill(self, lost: Sequence[int]) -> None:
         """A stopped process of this host would be waited for by torchrun, which can do no more than this either."""
         for rank in lost:
-            if self._names[rank] == self._names[self._rank] and rank != self._rank:
+            # hosts may share a name; who has the same launcher is here
+            here = (self._names[rank], self._words[rank].parent) == (self._names[self._rank], os.getppid())
+            if here and rank != self._rank:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(self._words[rank].process, signal.SIGKILL)
 
