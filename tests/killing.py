@@ -66,13 +66,15 @@ class Launch:
         self.log, self._mark = log, secrets.token_hex(8)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={RANKS}"]
         paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+        # temporary files in the log's folder: a torchrun that is killed leaves some
+        variables = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TMPDIR": str(log.parent), MARK: self._mark}
         with log.open("w") as output:
             self._torchrun = subprocess.Popen(
                 [*command, *torchrun, "-m", "fedbsd_dist.main", *options],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=work,
-                env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", MARK: self._mark},
+                env=os.environ | variables,
             )
 
     def processes(self) -> dict[int, int | None]:
