@@ -33,7 +33,6 @@ OPTIONS = (
     "train.batch_size=64",
     "evaluate.every=2",
     "evaluate.head_epochs=1",
-    "checkpoint.every=1",
 )
 LIMIT = 300.0
 """Seconds after which a launch counts as hanging."""
@@ -83,7 +82,8 @@ class Launch:
             with contextlib.suppress(OSError):  # it has ended
                 if b"fedbsd_dist.main" not in (path / "cmdline").read_bytes():
                     continue
-                variables = dict(entry.split("=", 1) for entry in (path / "environ").read_text().split("\0")[:-1])
+                entries = (path / "environ").read_text(errors="replace").split("\0")
+                variables = dict(entry.partition("=")[::2] for entry in entries)
                 if variables.get(MARK) == self._mark:
                     found[int(path.name)] = int(variables["RANK"]) if "RANK" in variables else None
         return found
@@ -129,22 +129,25 @@ class Killed:
         When torchrun is killed its ranks are left to themselves, and the next launch does not wait for them.
         """
         launch = self._launch()
-        phase = self._phase(launch) if not launch.ended(after) and launch.kill(victim, self._draw) else ""
-        if launch.code() != 0 and not phase:
-            raise Wrong(f"exit code {launch.code()} of a launch that nobody killed: {launch.log}")
+        if launch.ended(after) or not launch.kill(victim, self._draw):
+            self._check(launch)
+            return ""
+        phase = self._phase(launch)
+        launch.code()
         return phase
 
     def finish(self) -> None:
         """Launch, to the end of the run."""
-        launch = self._launch()
+        self._check(self._launch())
+
+    def _check(self, launch: Launch) -> None:
         if launch.code() != 0:
             raise Wrong(f"exit code {launch.code()} of a launch that nobody killed: {launch.log}")
 
     def saved(self) -> int:
         """The round that the next launch goes on after."""
-        return max(
-            (int(path.parent.name[6:]) for path in self.run.glob("checkpoints/round-*/manifest.json")), default=0
-        )
+        manifests = self.run.glob("checkpoints/round-*/manifest.json")
+        return max((int(path.parent.name[6:]) for path in manifests), default=0)
 
     def _launch(self) -> Launch:
         self.launches.append(Launch(self._folder / f"launch-{len(self.launches) + 1:02}.txt", self._options))

@@ -4,6 +4,9 @@ import os
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.wire.world import Placement, World, meet
+from fedbsd_dist.wire.world import Placement, World, _arrive, meet
 
 
 def alone(*hosts: tuple[int, int], rank: int = 0, local_rank: int = 0) -> World:
@@ -167,3 +170,21 @@ def test_a_command_line_that_is_wrong_ends_with_one_line_and_code_2(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"fedbsd_dist: train\.lr=-1: .*\n", done.stderr)
     assert not (tmp_path / "run").exists()
+
+
+def test_ranks_that_are_started_again_hear_nothing_of_before(monkeypatch) -> None:
+    """In torchrun's store, which stays: also rank 1, which looks before rank 0 has come."""
+    monkeypatch.setattr("fedbsd_dist.wire.world.ARRIVAL", timedelta(seconds=10))
+    store = dist.HashStore()
+
+    def start(rank: int, wait: float, fact: str) -> tuple[dist.Store, list[list[str]]]:
+        time.sleep(wait)
+        return _arrive(store, rank, 2, [fact])
+
+    for fact in ("first", "second"):
+        with ThreadPoolExecutor(2) as pool:
+            (server, seen), (client, seen_too) = pool.map(start, (0, 1), (0.2, 0.0), (fact, fact))
+        assert seen == seen_too == [[fact], [fact]]
+        assert not client.check(["said"])
+        server.set("said", "")
+        assert client.check(["said"])

@@ -11,9 +11,11 @@ just then. Exits with 1, and keeps all files, where anything differs, hangs or i
 """
 
 import json
+import os
 import platform
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -25,7 +27,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import torch
-from killing import OPTIONS, PHASES, RANKS, VICTIMS, Killed, Wrong, differing, left_over
+from killing import BEFORE, OPTIONS, PHASES, RANKS, VICTIMS, Killed, Wrong, differing, left_over
 
 from fedbsd_dist.methods import METHODS
 from fedbsd_dist.units import duration
@@ -42,7 +44,10 @@ class Tally:
     done: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(victim, phase) -> kills."""
     runs: list[Killed] = field(default_factory=list)
+    late: int = 0
+    """Kills that were to come after the end of the run, and so did not."""
     compared: int = 0
+    equal: int = 0
     wrong: list[str] = field(default_factory=list)
 
     def begin(self, folder: Path, options: Sequence[str]) -> Killed:
@@ -69,19 +74,23 @@ class Tally:
             *(f"| {phase} | {' | '.join(str(self.done[victim, phase]) for victim in VICTIMS)} |" for phase in PHASES),
         ]
         spent = duration(time.monotonic() - self.start)
-        equal = "all of them exactly equal" if not self.wrong else f"{len(self.wrong)} things wrong"
-        return "\n".join(rows) + f"\n\n{self.done.total()} kills in {spent}; {self.compared} runs compared, {equal}"
+        return "\n".join(rows) + (
+            f"\n\n{self.done.total()} kills in {spent}, {self.late} more came too late; "
+            f"{self.compared} runs compared, {self.equal} exactly equal"
+        )
 
 
-def disturb(tally: Tally, folder: Path, options: Sequence[str], method: str, kills: int) -> None:
+def disturb(tally: Tally, folder: Path, method: str, varied: Sequence[str], kills: int) -> None:
     """The undisturbed run of a method, and others with so many kills among them, compared with it."""
+    options = [*OPTIONS, "train.rounds=12", f"method.name={method}", *varied]
     whole = tally.begin(folder / "undisturbed", options)
     begin = time.monotonic()
     whole.finish()
     seconds = time.monotonic() - begin
     rounds = [line["seconds"]["total"] for line in map(json.loads, (whole.run / "metrics.jsonl").open())]
     while kills:
-        run, phase = tally.begin(folder / f"killed-{len(tally.runs):03}", options), "some"
+        run = tally.begin(folder / f"killed-{len(tally.runs):03}", options)
+        phase = BEFORE
         while kills and phase:
             victim = tally.draw.choice(VICTIMS)
             # the root: most of a short run is its start-up, and later instants are to be drawn more often
@@ -91,9 +100,13 @@ def disturb(tally: Tally, folder: Path, options: Sequence[str], method: str, kil
                 kills -= 1
         if phase:
             run.finish()
+        else:
+            tally.late += 1
         tally.compared += 1
         if differences := differing(run.run, whole.run):
             tally.fail(f"{run.run}: {', '.join(differences)} differ from {whole.run}")
+        else:
+            tally.equal += 1
 
 
 def main() -> None:
@@ -104,14 +117,16 @@ def main() -> None:
     tally = Tally(kills, random.Random(seed))
     shares = [(kills + number) // len(METHODS) for number in reversed(range(len(METHODS)))]
     for number, (method, share) in enumerate(zip(METHODS, shares, strict=True)):
-        options = [*OPTIONS, "train.rounds=12", f"method.name={method}", f"wire.sum={('exact', 'float32')[number % 2]}"]
+        varied = f"wire.sum={('exact', 'float32')[number % 2]}", f"checkpoint.every={1 + number // 2 % 2}"
         try:
             if share:
-                disturb(tally, folder / method, options, method, share)
-        except Wrong as problem:
-            tally.fail(str(problem))
+                disturb(tally, folder / method, method, varied, share)
+        except (Wrong, OSError, ValueError) as problem:  # the last two: of files that are not as they have to be
+            tally.fail(f"{method}: {problem}")
     if left := left_over(launch for run in tally.runs for launch in run.launches):
-        tally.fail(f"processes that do not end: {', '.join(map(str, left))}")
+        tally.fail(f"processes that did not end by themselves: {', '.join(map(str, left))}")
+    for process in left:
+        os.kill(process, signal.SIGKILL)
     print(f"\n{tally.table()}")
     if tally.wrong:
         sys.exit("\n".join(tally.wrong))
