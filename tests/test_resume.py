@@ -211,8 +211,23 @@ def rewrite(name: str, change) -> object:
     return lambda folder: (folder / name).write_text(change((folder / name).read_text()))
 
 
+def swap(folder: Path) -> None:
+    """Two clients' files, each whole."""
+    first, second = (folder / f"client-00000{client}.pt" for client in (0, 1))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+
+
+def replace_by_an_older_one(folder: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("round-000002"), folder)
+
+
 DAMAGE = {
     "a byte flipped": flip_a_byte,
+    "two files swapped": swap,
+    "an older one in its place": replace_by_an_older_one,
     "a file cut short": lambda folder: os.truncate(folder / "shared.pt", 1000),
     "a file empty": lambda folder: os.truncate(folder / "client-000000.pt", 0),
     "a file missing": lambda folder: (folder / "client-000002.pt").unlink(),
@@ -235,8 +250,11 @@ DAMAGE = {
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, stopped: Path, whole: Path, capsys) -> None:
     damage(stopped / "checkpoints/round-000003")
     capsys.readouterr()
+    named = (stopped / "checkpoints/round-000003/manifest.json").exists()  # else it was never finished
     assert resume(stopped) == 0
-    assert "after round 2" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "after round 2" in out
+    assert err.count(f"fedbsd_dist: {stopped / 'checkpoints/round-000003'} is damaged: ") == named
     assert outcome(stopped) == outcome(whole)
 
 

@@ -7,14 +7,17 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
 import ranks
+import torch.distributed as dist
 from test_interface import SHORT
 
 from fedbsd_dist import main
+from fedbsd_dist.wire import world
 from fedbsd_dist.wire.watch import BEAT
 from fedbsd_dist.wire.world import World
 
@@ -123,6 +126,29 @@ def _outcome(case: Case, folder: Path) -> Outcome:
         process.kill()
     texts = (path.read_text() for path in sorted(folder.glob("*.txt")))
     return Outcome(seconds, codes, [line for text in texts for line in text.split("fedbsd_dist: ")[1:]])
+
+
+def _come(rank: int, port: int, folder: Path) -> None:
+    """One of two ranks of three, whose store is torchrun's."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    with (folder / f"{rank}.txt").open("w") as file:
+        os.dup2(file.fileno(), 2)
+    world.ARRIVAL = timedelta(seconds=4)
+    world.meet()
+
+
+def test_a_rank_that_does_not_come_is_named(tmp_path) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    processes = [ranks._CONTEXT.Process(target=_come, args=(rank, store.port, tmp_path)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [1, 1]
+    said = (tmp_path / "0.txt").read_text() + (tmp_path / "1.txt").read_text()
+    assert said.count("fedbsd_dist: ") == 1
+    assert "rank 2 of 3 did not come within 4 s" in said
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,9 @@ def closing(summary: Mapping[str, Any], run_dir: str) -> str:
         **({"faults": f"{faults}, a client counted once a round"} if faults else {}),
         "between ranks": f"{wire} by the ring model, {payload} payload",
         "head": f"{head:,} of {parameters:,} parameters ({100 * head / parameters:.2f} %)",
-        "time": ", ".join(f"{name} {duration(seconds[name])}" for name in ("training", "communication", "evaluation")),
+        "time": ", ".join(
+            f"{name} {duration(seconds[name])}" for name in ("training", "communication", "evaluation", "checkpoint")
+        ),
         "run directory": run_dir,
         "curves": f"tensorboard --logdir {run_dir}/tensorboard",
     }

@@ -221,7 +221,13 @@ def meet() -> World:
     rank, size = 0, 1
     if "RANK" in os.environ:
         apart = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # else rank 0 holds the store, and may be late
-        store, rank, size = next(dist.rendezvous("env://", timeout=TORCHRUN if apart else ARRIVAL))
+        try:
+            store, rank, size = next(dist.rendezvous("env://", timeout=TORCHRUN if apart else ARRIVAL))
+        except RuntimeError as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            problem = str(error).partition("\n")[0]
+            print(f"fedbsd_dist: rank {os.environ['RANK']} found not all ranks at {where}: {problem}", file=sys.stderr)
+            raise SystemExit(LOST) from None
         store.set_timeout(ARRIVAL)
     gpus, restarts = torch.cuda.device_count(), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store, facts = _arrive(store, rank, size, [gpus, ranks, socket.gethostname(), restarts])
