@@ -80,10 +80,10 @@ def test_only_the_backbone_crosses(start_and_run):
     _, run = start_and_run
     entries = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
     aggregates = [entry["elements_by_group"] for entry in entries if entry["purpose"] == "aggregate"]
-    # weight, refusals, two losses and their samples, and two clocks a rank
-    assert aggregates == [{"backbone": BACKBONE, "scalars": 2 + 3 + 2 * 3}] * 2
+    # weight, refusals, two losses and their samples, asked to stop, and two clocks a rank
+    assert aggregates == [{"backbone": BACKBONE, "scalars": 2 + 3 + 1 + 2 * 3}] * 2
     others = [entry for entry in entries if entry["purpose"] != "aggregate"]
-    assert {entry["purpose"] for entry in others} == {"evaluation", "checkpoint", "state digest"}
+    assert {entry["purpose"] for entry in others} == {"evaluation", "state digest"}
     assert all(entry["elements_by_group"] == {"scalars": entry["elements"]} for entry in others)
     # a row of 3 numbers for each of 3 stages, or of 32 bytes of a digest, for every client
     assert all(entry["elements"] <= 32 * (1 + 8) + 2 * 3 for entry in others)

@@ -171,6 +171,7 @@ def _measure(world: World) -> dict[int, list[tuple[int, int]]]:
     return measured
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not SENT.exists(), reason=f"{SENT} is not there: the kernel's count of bytes sent cannot be read")
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_wire_bytes_are_what_the_kernel_counts(size):

@@ -17,7 +17,9 @@ from fedbsd_dist.wire.world import World
 
 LOCK = ".lock"
 """Held while a launch writes in the directory; names the launch."""
-PATIENCE = 30.0
+MARK = ".shared-"
+"""Prefix of a file by which ranks see that they have one directory."""
+PATIENCE = 45.0
 """Seconds in which the ranks of a launch that was killed have ended."""
 
 
@@ -30,6 +32,8 @@ def claim(path: Path, config: RunConfig) -> TextIOWrapper:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / LOCK).open("a+")
         _hold(lock, path)
+        for mark in path.glob(f"{MARK}*"):  # of a launch that was killed while it looked
+            mark.unlink()
         if config.run.overwrite:
             for name in OURS:
                 if (path / name).is_dir():
@@ -104,7 +108,7 @@ def remember(folder: Path) -> None:
 
 def check_shared(path: Path, world: World) -> None:
     """Raises UserError on a rank that does not see in the directory what rank 0 writes there, or cannot write."""
-    mark = path / world.told("mark", f".shared-{secrets.token_hex(8)}")
+    mark = path / world.told("mark", f"{MARK}{secrets.token_hex(8)}")
     if world.is_server:
         mark.touch()
     mine = mark.with_name(f"{mark.name}-{world.rank}")
