@@ -55,7 +55,12 @@ class Checkpoints:
         files = {client_file(client): _copied(state) for client, state in private.items()}
         if self._world.is_server:
             files[SHARED] = _copied(shared)
-        self._writing = _Writing(lambda: self._write(round, files))
+
+        def write() -> None:
+            with telling(self._folder):
+                self._write(round, files)
+
+        self._writing = _Writing(write)
         self._writing.start()
 
     def finish(self) -> None:
@@ -77,8 +82,7 @@ class Checkpoints:
     def _write(self, round: int, files: Mapping[str, Tensors]) -> None:
         start = time.perf_counter()
         folder = self._folder / folder_name(round)
-        with telling(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         digests = {name: _save(folder / name, state) for name, state in files.items()}
         parts = self._world.collected(f"checkpoint {round}", json.dumps(digests))
         if self._world.is_server:
@@ -152,16 +156,17 @@ class Checkpoints:
 
     def set_aside(self, resumed: int) -> None:
         """Newer checkpoints than round `resumed` are not gone on from: what was only begun is deleted, and what is
-        damaged is kept under another name.
+        damaged is kept under another name. Raises UserError where they cannot be.
         """
-        for folder in self._folders():
-            if folder.name > folder_name(resumed):
-                aside = folder.with_name(SET_ASIDE + folder.name)
-                shutil.rmtree(aside, ignore_errors=True)
-                if (folder / MANIFEST).exists():
-                    folder.rename(aside)
-                else:
-                    shutil.rmtree(folder)
+        with telling(self._folder):
+            for folder in self._folders():
+                if folder.name > folder_name(resumed):
+                    aside = folder.with_name(SET_ASIDE + folder.name)
+                    shutil.rmtree(aside, ignore_errors=True)
+                    if (folder / MANIFEST).exists():
+                        folder.rename(aside)
+                    else:
+                        shutil.rmtree(folder)
 
     def _folders(self) -> list[Path]:
         return sorted(self._folder.glob("round-*"))

@@ -9,24 +9,19 @@ from fedbsd_dist.errors import UserError
 
 
 @contextmanager
-def telling(path: Path) -> Iterator[None]:
-    """What the file system refuses in the block is the user's to mend: raises UserError."""
+def telling(run: Path) -> Iterator[None]:
+    """What the file system refuses in the block, below a run's directory, is the user's to mend: raises UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}). What was written before is whole: mend this, such "
-            "as by making room, and give the command again; a run goes on with run.resume=auto."
+            f"{run}: cannot be written ({error.strerror or error}). What was written before is whole: mend this, such "
+            "as by making room, and go on with run.resume=auto."
         ) from None
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """A temporary name in the same directory, fsync, rename, fsync of the directory. Raises UserError."""
-    with telling(path):
-        _write_atomically(path, data, mode)
-
-
-def _write_atomically(path: Path, data: bytes, mode: int) -> None:
+    """A temporary name in the same directory, fsync, rename, fsync of the directory."""
     # always the same name, so that a crash leaves one file that the next write replaces
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
@@ -44,8 +39,8 @@ def _write_atomically(path: Path, data: bytes, mode: int) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Add lines to a file, and wait until they are on disk. Raises UserError."""
-    with telling(path), path.open("a") as file:
+    """Add lines to a file, and wait until they are on disk."""
+    with path.open("a") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -124,7 +124,7 @@ class Recorder(Silence):
         }
         self._clock = now
         self._clients(report)
-        append(self._run / METRICS, _jsonl([line]))
+        self._append(METRICS, _jsonl([line]))
         self._lines.append(line)
         self._show(line)
 
@@ -132,7 +132,11 @@ class Recorder(Silence):
         """Record collectives."""
         lines = [dataclasses.asdict(entry) for entry in entries]
         self._ledger += lines
-        append(self._run / LEDGER, _jsonl(lines))
+        self._append(LEDGER, _jsonl(lines))
+
+    def _append(self, name: str, text: str) -> None:
+        with telling(self._run):
+            append(self._run / name, text)
 
     def _clients(self, report: Report) -> None:
         rows = [
@@ -148,10 +152,10 @@ class Recorder(Silence):
             for client, test in enumerate(table)
             if test[COUNT]
         ]
-        append(self._run / CLIENTS, _csv(rows))
+        self._append(CLIENTS, _csv(rows))
 
     def _show(self, line: Mapping[str, Any]) -> None:
-        with telling(self._run / TENSORBOARD):
+        with telling(self._run):
             for name, value in _scalars(line):
                 self._tensorboard.add_scalar(name, value, line["round"])
             self._tensorboard.flush()
@@ -162,7 +166,8 @@ class Recorder(Silence):
 
     def stopped(self, round: int) -> None:
         """The run was asked to stop, and its checkpoint of the round counts."""
-        write_atomically(self._run / PREEMPTED, f"after round {round}\n".encode())
+        with telling(self._run):
+            write_atomically(self._run / PREEMPTED, f"after round {round}\n".encode())
         self.say(
             f"asked to stop: saved after round {round} of {self._config.train.rounds}; go on with "
             f"run.dir={self._run} run.resume=auto"
@@ -198,7 +203,8 @@ class Recorder(Silence):
             "state_sha256": state_sha256,
             "settings_sha256": settings_sha256(self._config),
         }
-        write_atomically(self._run / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+        with telling(self._run):
+            write_atomically(self._run / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
         self.say("\n" + console.closing(summary, str(self._run)))
 
     def close(self) -> None:
@@ -220,7 +226,8 @@ def diverged_before(resumed: int, run: Path, world: World) -> dict[int, list[int
 
 def open_record(plan: Plan, run: Path, resumed: int, world: World) -> Silence:
     """The server's Recorder, or the others' Silence."""
-    return Recorder(plan, run, resumed) if world.is_server else Silence()
+    with telling(run):
+        return Recorder(plan, run, resumed) if world.is_server else Silence()
 
 
 def _exchanges(line: Mapping[str, Any]) -> int:
