@@ -91,7 +91,8 @@ class Watch:
         self._store = store
         self._tell()
         store.wait([f"word/{rank}" for rank in range(len(self._names))])
-        self._heard = [time.monotonic()] * len(self._names)
+        self._answered = time.monotonic()
+        self._heard = [self._answered] * len(self._names)
         for work in (self._talk, self._look):
             self._threads.append(threading.Thread(target=self._regularly, args=(work,), daemon=True))
             self._threads[-1].start()
@@ -133,9 +134,8 @@ class Watch:
         """This rank has said why the run ends, which ends the others with exit code `code`, and waits for them."""
         self._code, self._kind = code, "over"
         if self._threads:
-            with suppress(RuntimeError):  # the store may be what is gone
-                self._tell()
-                self._see_off()
+            self._last_word()
+            self._see_off()
 
     def leave(self) -> None:
         """This rank goes in good order."""
@@ -201,7 +201,8 @@ class Watch:
             self._end_without_store()
         silence = ALARM if self._alarmed else self.silence
         here = [rank for rank, word in enumerate(self._words) if word.kind == "here" and rank != self._rank]
-        silent = [rank for rank in here if now - self._heard[rank] > silence]
+        # as of the store's last answer: while it says nothing, nobody can be heard in it
+        silent = [rank for rank in here if self._answered - self._heard[rank] > silence]
         behind: list[int] = []
         if self._waiting_since is not None and now - self._waiting_since > self.patience:
             behind = [rank for rank in here if self._words[rank].step < self._step and rank not in silent]
@@ -257,6 +258,17 @@ class Watch:
     def _say(self, problem: str) -> None:
         print(f"fedbsd_dist: {problem}", file=sys.stderr, flush=True)
 
+    def _last_word(self) -> None:
+        """Tell, but do not wait for ever for a store that is gone or silent."""
+
+        def tell() -> None:
+            with suppress(RuntimeError):
+                self._tell()
+
+        telling = threading.Thread(target=tell, daemon=True)
+        telling.start()
+        telling.join(PARTING)
+
     def _see_off(self) -> None:
         """Wait, but not for ever, until no other rank is left to hear."""
         end = time.monotonic() + PARTING
@@ -269,7 +281,6 @@ class Watch:
         if not self._store_gone and self._kind == "here":
             self._kind = "gone"
             self._leaving.set()
-            with suppress(RuntimeError):
-                self._tell()
+            self._last_word()
         sys.stdout.flush()
         os._exit(code)
