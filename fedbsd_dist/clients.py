@@ -10,14 +10,23 @@ from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.methods.contract import Method
 from fedbsd_dist.models.flat import STATISTICS, FlatModel, State
+from fedbsd_dist.phases import Phases
 
 
 class Clients:
     """The shared state and, of the clients here, the private state."""
 
-    def __init__(self, config: RunConfig, method: Method[Any], model: FlatModel, shards: Mapping[int, Shard]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        method: Method[Any],
+        model: FlatModel,
+        shards: Mapping[int, Shard],
+        phases: Phases | None = None,
+    ) -> None:
         """`shards`: of the clients here, the new ones too. All clients begin with the model's present state."""
         self.config, self.method, self.model, self.shards = config, method, model, shards
+        self.phases = phases or Phases()
         self.shared = {
             name: buffer.clone() for name, buffer in shared_groups(method, model, config.model.norm_stats).items()
         }
@@ -37,20 +46,22 @@ class Clients:
 
     def receive(self, client: int, round: int) -> Turn:
         """Load the live model with the shared state and the client's private state."""
-        private = {}
-        if client in self._row:
-            private = {name: rows[self._row[client]] for name, rows in self.private.items()}
-        self.model.put({**self._start, **self.shared, **private})
-        return Turn(
-            client=client,
-            round=round,
-            seed=self.config.seed,
-            options=self.config.train,
-            augmentation=self.config.augment,
-            model=self.model,
-            shard=self.shards[client],
-            private=private,
-        )
+        with self.phases("load"):
+            private = {}
+            if client in self._row:
+                private = {name: rows[self._row[client]] for name, rows in self.private.items()}
+            self.model.put({**self._start, **self.shared, **private})
+            return Turn(
+                client=client,
+                round=round,
+                seed=self.config.seed,
+                options=self.config.train,
+                augmentation=self.config.augment,
+                model=self.model,
+                shard=self.shards[client],
+                private=private,
+                phases=self.phases,
+            )
 
     def deployed(self, client: int, round: int) -> Turn:
         """The client has received, and the live model is its personal one."""

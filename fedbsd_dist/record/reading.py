@@ -19,6 +19,7 @@ APART = {
     "checkpoint": {"every", "keep"},
     "fault": {"max_diverged_rounds"},
     "server": {"trains"},
+    "profile": {"trace", "rounds"},
     "sweep": {"dir", "slice"},
 }
 """Options on which no number of a run depends."""
