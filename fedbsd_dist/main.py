@@ -96,9 +96,9 @@ def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, res
     federation.diverged |= diverged_before(resumed, run_dir, world)
     if world.is_server:
         checkpoints.set_aside(resumed)
+    traces = Traces(run_dir, config, world, channel.phases, plan.placement.device)
     with world.stop.heard(world.watch.alarm), closing(open_record(plan, run_dir, resumed, world)) as recorder:
         recorder.say(plan.text + (f"\nresumed      after round {resumed}" if resumed else ""))
-        traces = Traces(run_dir, config, world, channel.phases, plan.placement.device)
         channel.start()
         stop = False
         for number in range(resumed + 1, config.train.rounds + 1):

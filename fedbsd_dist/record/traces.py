@@ -36,6 +36,9 @@ class Traces:
         """`device`: what is traced beside the host."""
         self._folder, self._world, self._phases, self._device = run / TRACES, world, phases, device
         self._rounds = config.profile.rounds if config.profile.trace else []
+        if self._rounds:
+            with self._profiler():  # the first one takes seconds to get ready, which are to be no round's
+                pass
 
     @contextmanager
     def round(self, number: int) -> Iterator[None]:
@@ -43,10 +46,9 @@ class Traces:
         if number not in self._rounds:
             yield
             return
-        from torch.profiler import ProfilerActivity, profile, record_function
+        from torch.profiler import record_function
 
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._device.type == "cuda" else [])]
-        with profile(activities=activities) as taken:
+        with self._profiler() as taken:
             about = {"rank": self._world.rank, "host": self._world.names[self._world.rank], "round": number}
             taken.add_metadata_json("fedbsd_dist", json.dumps(about))
             self._phases.annotate = record_function
@@ -59,25 +61,30 @@ class Traces:
         with telling(self._folder.parent):
             self._write(taken, self._folder / f"round-{number:06d}-rank-{self._world.rank}.json.gz")
 
+    def _profiler(self) -> Any:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else each rank tells of its stages, and that it has no GPU
+        from torch.profiler import ProfilerActivity, profile
+
+        return profile(
+            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._device.type == "cuda" else [])]
+        )
+
     def _write(self, taken: Any, path: Path) -> None:
-        """Under temporary names in the same folder, always the same ones, and then under its own."""
-        self._folder.mkdir(exist_ok=True)
-        plain, packed = path.with_name(f".{path.stem}.tmp"), path.with_name(f".{path.name}.tmp")
+        """In a folder beside, always the same one, and then under its own name."""
+        beside = self._folder / f".rank-{self._world.rank}"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        plain, packed = beside / "trace.json", beside / "trace.json.gz"
         try:
             taken.export_chrome_trace(str(plain))
-            with plain.open("rb") as source:
-                # the profiler does not say whether the disk took it all
-                source.seek(-min(8, plain.stat().st_size), os.SEEK_END)
-                if not source.read().rstrip().endswith(b"}"):
-                    raise OSError("no room for the trace")
-                source.seek(0)
-                with packed.open("wb") as target:
-                    with gzip.open(target, "wb", compresslevel=6) as file:
-                        shutil.copyfileobj(source, file)
-                    target.flush()
-                    os.fsync(target.fileno())
+            if not plain.exists():  # what the profiler cannot write whole it takes back, without a word of why
+                raise OSError("the trace does not fit")
+            with plain.open("rb") as source, packed.open("wb") as target:
+                with gzip.open(target, "wb", compresslevel=6) as file:
+                    shutil.copyfileobj(source, file)
+                target.flush()
+                os.fsync(target.fileno())
             os.replace(packed, path)
         finally:
-            plain.unlink(missing_ok=True)
-            packed.unlink(missing_ok=True)
+            shutil.rmtree(beside, ignore_errors=True)
         sync_directory(self._folder)
