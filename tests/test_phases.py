@@ -13,9 +13,12 @@ import torch
 from ranks import federate, run_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_channel import join, make_uploads, open_channel
+from test_fedbsd import Participant
 from test_interface import alone, tree
 from test_resume import Stopped
 
+from fedbsd_dist.config import Augment, Train
+from fedbsd_dist.methods.fedbsd import FedBSD
 from fedbsd_dist.phases import NAMES, Phases
 from fedbsd_dist.record import reading, spending
 from fedbsd_dist.record.console import closing
@@ -162,24 +165,45 @@ def test_on_the_host_the_time_of_the_clock_counts() -> None:
     assert tuple(phases.read()) == NAMES
 
 
-def _late(world: World) -> list[dict[str, list[float]]]:
-    """What two rounds and a table bring, where rank 1 learns half a second and the server records."""
+@pytest.mark.parametrize("augmentation", [Augment(), Augment(flip=True)], ids=str)
+def test_what_is_said_of_samples_is_distillation(augmentation: Augment) -> None:
+    """Once of each, or where images differ each time, of many at once in every epoch."""
+    method = FedBSD(FedBSD.Options(), Train(local_epochs=2))
+    turn = Participant(0).turn(method, augmentation=augmentation)
+    seen: list[str] = []
+    turn.phases.annotate = lambda name: contextlib.nullcontext(seen.append(name))
+    with turn.phases("train"):
+        method.learn(turn)
+    assert 512 < len(turn.images) < 1024  # of which 512 are the most at once
+    assert seen == ["train", *(["distil"] if augmentation == Augment() else 2 * ["distil", "distil"])]
+    turn.tune_head(1)
+    assert seen.pop() == "distil"
+    seconds = turn.phases.read()
+    assert min(seconds.pop("train"), seconds.pop("distil")) > 0
+    assert set(seconds.values()) == {0}
+
+
+def _late(world: World) -> tuple[list[dict[str, list[float]]], float]:
+    """What two rounds and a table bring, where rank 1 learns half a second and the server records; and the seconds of
+    the rounds' collectives.
+    """
     channel, _ = open_channel(world, join(world), True, make_uploads(1, (0.1, 1)))
     channel.start()
     for _ in range(2):
         with channel.phases("train"):
             time.sleep(0.5 if world.rank == 1 else 0)
         channel.reduce(1)
-    first = channel.spent()
+    first, communication = channel.spent(), sum(entry.seconds for entry in channel._ledger.drain())
     with channel.phases("record"):
         time.sleep(0.25 if world.rank == 0 else 0)
     channel.gather({}, 1, 1, round=2, purpose="table")
-    return [{name: seconds.tolist() for name, seconds in of.items()} for of in (first, channel.spent())]
+    both = [{name: seconds.tolist() for name, seconds in of.items()} for of in (first, channel.spent())]
+    return both, communication
 
 
 def test_every_rank_learns_what_each_has_spent() -> None:
     by_rank = run_ranks(3, _late)
-    for first, second in by_rank:
+    for (first, second), communication in by_rank:
         assert list(first) == [*NAMES, "waiting"]
         assert first["train"][1] >= 1.0 > 0.5 > max(first["train"][0], first["train"][2])
         assert first["waiting"][1] < 0.5 < 0.6 < min(first["waiting"][0], first["waiting"][2])
@@ -188,7 +212,8 @@ def test_every_rank_learns_what_each_has_spent() -> None:
         assert max(second["train"]) == 0
         assert min(second["waiting"][1:]) > 0.1
         for name in set(first) - {"reduce"}:  # to which each adds what it measured
-            assert first[name] == by_rank[0][0][name]
+            assert first[name] == by_rank[0][0][0][name]
+        assert first["reduce"] == pytest.approx([communication] * 3)
 
 
 def test_the_means_of_a_round_are_those_of_ranks_that_host() -> None:
@@ -393,16 +418,18 @@ def fails(self: object, path: str) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("export", [keeps_silent, fails])
+@pytest.mark.parametrize(
+    ("export", "why"), [(keeps_silent, "the trace does not fit"), (fails, "No space left on device")]
+)
 def test_a_trace_that_cannot_be_written_is_told_and_leaves_no_half(
-    export: Callable[[object, str], None], tmp_path, monkeypatch, capsys
+    export: Callable[[object, str], None], why: str, tmp_path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr("torch.profiler.profile.export_chrome_trace", export)
     path = tmp_path / "run"
     assert alone(*OPTIONS, f"run.dir={path}", "profile.trace=true") == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert f"{path}: cannot be written (" in err
+    assert f"{path}: cannot be written ({why})" in err
     assert [*(path / "traces").iterdir()] == []
     # the rounds up to it are there to go on from
     monkeypatch.undo()
