@@ -3,7 +3,7 @@
 A field's docstring is its help text (`--help` prints them all), with its unit and source.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
 
@@ -239,6 +239,16 @@ class Wire(Section):
     the run."""
 
 
+class Profile(Section):
+    """Where the time goes. No number of a run depends on it."""
+
+    trace: bool = False
+    """Write a Chrome/Perfetto trace of every rank, for each of `profile.rounds`, below the run directory. Such a round
+    takes longer than others."""
+    rounds: list[Annotated[int, Field(ge=1)]] = Field([2], min_length=1)
+    """Rounds of which a trace is taken, from 1; in the first one things happen that happen once."""
+
+
 class Sweep(Section):
     """Several runs in one launch: an option that is given a list makes one of each value, several their product."""
 
@@ -265,6 +275,7 @@ class RunConfig(Section):
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     wire: Wire = Wire()
+    profile: Profile = Profile()
     sweep: Sweep = Sweep()
 
     def to_yaml(self) -> str:

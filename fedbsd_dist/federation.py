@@ -47,6 +47,8 @@ class Report:
     """Those at which somebody was tested."""
     training_seconds: float
     evaluation_seconds: float
+    phases: dict[str, np.ndarray]
+    """Seconds of every rank [ranks] in each phase, from the last collective before the round to the round's last."""
     stop: bool
     """The run was asked to stop after this round."""
 
@@ -67,7 +69,7 @@ class Federation(Clients):
         """`shards`: of this rank's clients, the new ones too. All clients begin with the model's present state.
         `train_sizes`: training samples of all clients that train, on whichever rank. `private_file`: as of `Clients`.
         """
-        super().__init__(config, method, model, shards, private_file)
+        super().__init__(config, method, model, shards, channel.phases, private_file)
         self.channel, self._train_sizes = channel, train_sizes
         self._testing = Testing(self, channel.at)
         self.diverged: dict[int, list[int]] = {}
@@ -95,25 +97,33 @@ class Federation(Clients):
         for client in filter(self.shards.__contains__, attendance.present):
             self.channel.at(f"round {number}: client {client} learns")
             turn = self.receive(client, number)
-            losses = self.method.learn(turn)
-            counts[client] = self.upload(turn, losses)
+            with self.phases("train"):
+                losses = self.method.learn(turn)
+            with self.phases("reduce"):
+                counts[client] = self.upload(turn, losses)
             if evaluate:
                 start = time.perf_counter()
-                self.method.deploy(turn)
-                trained[client] = self._testing.of(turn)
+                with self.phases("evaluate"):
+                    self.method.deploy(turn)
+                    trained[client] = self._testing.of(turn)
                 testing += time.perf_counter() - start
-        aggregate = self.channel.reduce(number, testing)
+        with self.phases("reduce"):
+            aggregate = self.channel.reduce(number, testing)
         self.channel.at(f"round {number}: after the sum")
         diverged = self._diverged(number, counts) if aggregate.diverged else []
         if aggregate.weight:
             clients = self.config.data.num_clients
-            self.shared = self.method.update(self.shared, aggregate.groups, aggregate.weight, clients)
+            with self.phases("reduce"):
+                self.shared = self.method.update(self.shared, aggregate.groups, aggregate.weight, clients)
         start = time.perf_counter()
         stages: Stages = {}
         if last:
-            stages = self._gather(number, self._testing.last(number + 1))
+            with self.phases("evaluate"):
+                everybody = self._testing.last(number + 1)
+            stages = self._gather(number, everybody)
         elif evaluate:
-            received = self._testing.received(number + 1)
+            with self.phases("evaluate"):
+                received = self._testing.received(number + 1)
             sound = {client: test for client, test in trained.items() if client not in diverged}
             stages = self._gather(number, {"received": received, "trained": sound})
         *sums, samples = aggregate.metrics
@@ -127,6 +137,7 @@ class Federation(Clients):
             stages=stages,
             training_seconds=aggregate.training_seconds,
             evaluation_seconds=aggregate.evaluation_seconds + time.perf_counter() - start,
+            phases=self.channel.spent(),
             stop=aggregate.stop,
         )
 

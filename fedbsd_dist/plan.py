@@ -27,7 +27,7 @@ from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.models.networks import Shape
 from fedbsd_dist.models.split import build_model
 from fedbsd_dist.units import size
-from fedbsd_dist.wire.channel import Channel
+from fedbsd_dist.wire.channel import CLOCKS, Channel
 from fedbsd_dist.wire.ledger import Ledger, ring_bytes
 from fedbsd_dist.wire.world import Placement, World
 
@@ -164,7 +164,7 @@ class Plan:
     def payload_bytes(self) -> int:
         """Of the round's all-reduce."""
         item = 8 if self.config.wire.sum == "exact" else FLOAT
-        return item * (self.upload_bytes // FLOAT + 4 + len(self.method.losses) + 2 * len(self.hosted))
+        return item * (self.upload_bytes // FLOAT + 4 + len(self.method.losses) + CLOCKS * len(self.hosted))
 
     @property
     def memory_bytes(self) -> int:
