@@ -11,7 +11,7 @@ from fedbsd_dist.batches import LARGE_BATCH, Teacher, batch_sizes, batches
 from fedbsd_dist.config import Augment, Train
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.models.flat import PARAMETERS, FlatModel, snapshot
+from fedbsd_dist.models.flat import PARAMETERS, FlatModel, frozen, snapshot
 from fedbsd_dist.optimizer import SGD, Correct
 from fedbsd_dist.randomness import named_seed
 
@@ -109,6 +109,10 @@ class Turn:
         said once [n, ...], or where images differ each time by a copy of the module, which can be asked.
         """
         return snapshot(module) if self.augments else self.outputs(module, self.images)
+
+    def frozen(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """What `module`, a part of the live model, says with its present values, always, without gradient for them."""
+        return frozen(module)
 
     @torch.no_grad()
     def outputs(self, module: nn.Module, images: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ server commands nobody.
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from fedbsd_dist.faults import Attendance, attend, named, shortened
 from fedbsd_dist.methods.contract import AnyOptions, Method
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.randomness import generator
+from fedbsd_dist.together import Turns, groups
 from fedbsd_dist.wire.channel import Channel
 
 STATE_DIGEST = "state digest"
@@ -92,15 +93,13 @@ class Federation(Clients):
         counts: dict[int, Tensor] = {}
         trained: dict[int, Test] = {}
         testing = 0.0
-        for client in filter(self.shards.__contains__, attendance.present):
-            self.channel.at(f"round {number}: client {client} learns")
-            turn = self.receive(client, number)
-            losses = self.method.learn(turn)
-            counts[client] = self.upload(turn, losses)
+        present = [*filter(self.shards.__contains__, attendance.present)]
+        for turn, losses in self._learned(present, number, f"round {number}: {{}} learns"):
+            counts[turn.client] = self.upload(turn, losses)
             if evaluate:
                 start = time.perf_counter()
                 self.method.deploy(turn)
-                trained[client] = self._tests(turn)
+                trained[turn.client] = self._tests(turn)
                 testing += time.perf_counter() - start
         aggregate = self.channel.reduce(number, testing)
         self.channel.at(f"round {number}: after the sum")
@@ -129,6 +128,17 @@ class Federation(Clients):
             evaluation_seconds=aggregate.evaluation_seconds + time.perf_counter() - start,
             stop=aggregate.stop,
         )
+
+    def _learned(self, clients: Sequence[int], round: int, doing: str) -> Iterator[tuple[Turn, Tensor]]:
+        """After the local learning of each: its turn, with the live model as it then is, and what `learn` returned."""
+        for group in groups(clients, self._train_sizes, self.config.train.together):
+            self.channel.at(doing.format(named(group)))
+            turns = [self.receive(client, round) for client in group]
+            if len(turns) == 1:
+                yield turns[0], self.method.learn(turns[0])
+            else:
+                several = Turns(turns)
+                yield from several.each(self.method.learn(several))
 
     def upload(self, turn: Turn, losses: Tensor) -> Tensor:
         """Shared groups onto the channel, the others back into the client's row.
@@ -163,7 +173,7 @@ class Federation(Clients):
         """Every client at every stage; nothing is uploaded and no state changes."""
         stages: dict[str, dict[int, Test]] = {
             "received": {client: self._received(client, round) for client in self._training},
-            "trained": {client: self._trained(client, round) for client in self._training},
+            "trained": self._trained(round),
             "head_tuned": {client: self._head_tuned(client, round) for client in self._training},
         }
         if self.method.finetunes:
@@ -182,13 +192,13 @@ class Federation(Clients):
         self.channel.at(f"client {client} is tested, as received")
         return self._tests(self.deployed(client, round))
 
-    def _trained(self, client: int, round: int) -> Test:
-        """After one more local learning, as in a round."""
-        self.channel.at(f"client {client} is tested, trained")
-        turn = self.receive(client, round)
-        self.method.learn(turn)
-        self.method.deploy(turn)
-        return self._tests(turn)
+    def _trained(self, round: int) -> dict[int, Test]:
+        """After one more local learning of everybody, as in a round."""
+        tests = {}
+        for turn, _ in self._learned(self._training, round, "{} is tested, trained"):
+            self.method.deploy(turn)
+            tests[turn.client] = self._tests(turn)
+        return tests
 
     def _head_tuned(self, client: int, round: int) -> Test:
         """The personal model with the newest shared state, then its head alone."""

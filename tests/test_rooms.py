@@ -22,7 +22,7 @@ FLOORS = [
     {"record", "pictures"},
     {"plan"},
     {"federation"},
-    {"clients"},
+    {"clients", "together"},
     {"methods"},
     {"client"},
     {"batches"},

@@ -32,6 +32,11 @@ class Method(ABC, Generic[AnyOptions]):
     """Batch norm stays with each client, its parameters (then a group of their own) and its statistics."""
     finetunes: ClassVar[bool] = False
     """It has a test-time step of its own: stage `finetuned`."""
+    stacks: ClassVar[bool] = False
+    """Several clients can learn in one step (`train.together`): `learn` asks a turn for `sgd`, `listen`, `tune_head`,
+    `outputs`, `frozen` alone, and its model for `module`, `put`, `extra`, `store`, `clone`. A loss is then a mean over
+    its batch, of a term for each sample that no other sample has a part in, and changes nothing.
+    """
     losses: ClassVar[tuple[str, ...]] = ("classification",)
     """Names of the losses that `learn` reports."""
 
