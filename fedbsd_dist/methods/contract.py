@@ -102,7 +102,7 @@ def fine_tune(turn: Turn, what: Literal["head", "all"], epochs: int) -> None:
     """The step at test time: the head on features of the received backbone, or the whole model."""
     if what == "head":
         turn.tune_head(epochs, "finetuning")
-    else:
+    elif epochs:
         classify(turn, epochs, purpose="finetuning")
 
 
