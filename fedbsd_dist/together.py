@@ -75,10 +75,10 @@ class Turns(Turn):
     """
 
     def __init__(self, turns: Sequence[Turn]) -> None:
-        """`turns`: of two clients or more; the live model is as one of them has received it."""
-        self.turns = sorted(turns, key=lambda turn: -len(turn.labels))
-        """Those who learn longest come first: at every step, those who learn are the first so many."""
-        first = self.turns[0]
+        """`turns`: of two clients or more, who learns longest first: at every step, those who learn are the first so
+        many. The live model is as one of them has received it.
+        """
+        self.turns, first = turns, turns[0]
         self.round, self.seed, self.options, self.shard = first.round, first.seed, first.options, first.shard
         self.augmentation, self.augments = first.augmentation, first.augments
         self.model: Stacked = Stacked(first.model, [turn.private for turn in self.turns])
@@ -283,8 +283,8 @@ class _Losses(nn.Module):
 
 
 def groups(clients: Sequence[int], sizes: Sequence[int], most: int) -> list[list[int]]:
-    """At most so many `clients` each, of `sizes` (of all clients) that are near each other, for a group takes as many
-    steps as its largest. In the order of `clients` where they learn one at a time.
+    """At most so many `clients` each, the largest first, of `sizes` (of all clients) near each other: a group takes as
+    many steps as its largest. In the order of `clients` where they learn one at a time.
     """
     if most == 1:
         return [[client] for client in clients]
