@@ -2,10 +2,11 @@
 
     FASHION_MNIST=DIR CIFAR10=DIR python tests/benchmarks/common_library.py [--quick]
 
-The library's way is one process with PyTorch's default number of threads, which holds a deep copy of the model for
-each client. A client reads its samples from its file whenever it needs them, makes a list of single samples of them
-and has a DataLoader over that. After each round all clients are evaluated with the new mean, in batches of 10, on their
-test samples, with scikit-learn's AUC, and on their training samples. Tensors are in PyTorch's own memory format.
+The library's way is one process, in turn with a thread for each core (PyTorch's default) and with one, which holds a
+deep copy of the model for each client. A client reads its samples from its file whenever it needs them, makes a list of
+single samples of them and has a DataLoader over that. After each round all clients are evaluated with the new mean, in
+batches of 10, on their test samples, with scikit-learn's AUC, and on their training samples. Tensors are in PyTorch's
+own memory format.
 
 Both sides have the same clients, samples, first model, cohorts, options and number of SGD steps, and take turns round
 by round. Evaluation of ours, too, is of all clients in every round. sides.py says what the variables are.
@@ -16,7 +17,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
@@ -32,11 +34,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from fedbsd_dist.config import Train
-from fedbsd_dist.data.shards import Shard
+from fedbsd_dist.data.shards import Shard, Shards
 from fedbsd_dist.evaluation import CORRECT, COUNT, summarize
 from fedbsd_dist.wire.world import World
 
-SECONDS = 900, 300
+SECONDS = 600, 200
 """It takes, whole and quick."""
 
 AT_LEAST = {"20 Fashion-MNIST clients": 3.0, "100 CIFAR-10 clients": 6.0}
@@ -110,7 +112,7 @@ class LibraryClient:
 class Library:
     """The server and its clients, in one process."""
 
-    def __init__(self, model: nn.Module, shards: dict[int, Shard], folder: Path, options: Train) -> None:
+    def __init__(self, model: nn.Module, shards: Mapping[int, Shard], folder: Path, options: Train) -> None:
         self.model = model
         self.clients = [
             LibraryClient(model, shards[number], folder / str(number), options) for number in sorted(shards)
@@ -118,7 +120,7 @@ class Library:
 
     def round(self, cohort: list[int]) -> tuple[Seconds, np.ndarray]:
         """And [clients, 2]: correct, samples."""
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         uploads = []
         for client in map(self.clients.__getitem__, cohort):
             client.receive(self.model)
@@ -137,70 +139,75 @@ class Library:
             tests.append(client.test()[:2])
             client.training_loss()
         end = time.perf_counter()
-        return Seconds(end - start, end - learned), np.array(tests, float)
+        return Seconds(end - start, end - learned, time.process_time() - cpu), np.array(tests, float)
 
 
-def measure(world: World, rounds: int, folder: str, options: list[str]) -> list[tuple[Seconds, Seconds, list[float]]]:
-    """(ours, the library's, [accuracy of ours and its mean over clients, the library's]), round by round."""
+Round = tuple[Seconds, Seconds, dict[str, tuple[float, float]]]
+"""Ours, the library's, and by kind of mean the accuracies of both."""
+
+
+def measure(world: World, rounds: int, folder: str, options: list[str]) -> dict[int, list[Round]]:
+    """Threads of the library's process -> its rounds; empty but on the server."""
     ours = Ours(world, [*options, "evaluate.every=1"], f"{folder}/run")
     federation, library = ours.federation, None
     if world.is_server:
-        clients = range(federation.config.data.num_clients)
         place = Path(folder, "library")
         place.mkdir()
-        everybody = {client: federation.shards._load(client) for client in clients}  # type: ignore[attr-defined]
-        library = Library(ours.network(), everybody, place, federation.config.train)
-    found = []
-    for number in range(1, rounds + 2):
+        samples, partition = ours.plan.samples, ours.plan.partition
+        everybody = range(federation.config.data.num_clients)
+        shards = Shards(samples, partition, everybody, torch.device("cpu"), most_bytes=0)
+        library = Library(ours.network(), shards, place, federation.config.train)
+    cores = len(os.sched_getaffinity(0))
+    found: dict[int, list[Round]] = {cores: [], 1: []}
+    for number in range(1, 2 * rounds + 3):
+        threads = cores if number % 2 else 1
         mine, report = ours.round(number)
         if library:
-            torch.set_num_threads(len(os.sched_getaffinity(0)))
+            torch.set_num_threads(threads)
             theirs, table = library.round(federation.cohort(number))
             torch.set_num_threads(federation.config.run.threads)
-            accuracies = [
-                summarize(tests)[which]
-                for which in ("weighted_mean", "mean")
-                for tests in (report.stages["received"][:, [CORRECT, COUNT]], table)
-            ]
-            found.append((mine, theirs, accuracies))
+            means = summarize(report.stages["received"][:, [CORRECT, COUNT]]), summarize(table)
+            accuracies = {kind: (means[0][kind], means[1][kind]) for kind in ("weighted_mean", "mean")}
+            found[threads].append((mine, theirs, accuracies))
         dist.barrier()
-    return found[1:]  # the first round warms up
+    return {threads: of[1:] for threads, of in found.items()}  # the first round of each kind warms up
 
 
 def rows(quick: bool) -> Iterator[Row]:
     """Of each setting: ratios of whole rounds and of their parts, and accuracies."""
     for name, options_of in SETTINGS.items():
+        if not find_spec("sklearn"):
+            yield cannot(2, name, "scikit-learn is not installed. Install it: pip install scikit-learn")
+            continue
         try:
-            import sklearn  # noqa: F401
-
             with tempfile.TemporaryDirectory() as folder:
-                found = run_ranks(2, measure, 2 if quick else 7, folder, options_of(Path(folder)))[0]
+                found = run_ranks(2, measure, 1 if quick else 5, folder, options_of(Path(folder)))[0]
         except Missing as missing:
             yield cannot(2, name, str(missing))
             continue
-        except ImportError:
-            yield cannot(2, name, "scikit-learn is not installed. Install it: pip install scikit-learn")
-            continue
+        for threads, rounds in found.items():
+            yield from _ratios(name, threads, rounds)
+        for kind, what in (("weighted_mean", "all test samples"), ("mean", "mean over clients")):
+            ours, theirs = rounds[-1][2][kind]
+            yield measured(2, f"{name}: accuracy of ours in the end, {what}", [100 * ours], "%")
+            less = 100 * (theirs - ours)
+            yield measured(2, f"{name}: the library's less ours, {what}", [less], "points", bound=POINTS)
 
-        def ratios(part: Callable[[Seconds], float], found: list = found) -> list[float]:
-            return [part(theirs) / part(ours) for ours, theirs, _ in found]
 
-        asked = AT_LEAST[name]
-        yield measured(
-            2, f"{name}: the library's round over ours", ratios(lambda of: of.whole), bound=asked, at_most=False
-        )
-        yield measured(2, f"{name}: its evaluation over ours", ratios(lambda of: of.evaluation))
-        yield measured(2, f"{name}: the rest of its round over ours", ratios(lambda of: of.rest))
-        shares = [100 * theirs.evaluation / theirs.whole for _, theirs, _ in found]
-        yield measured(2, f"{name}: evaluation in the library's round", shares, "%")
-        yield measured(2, f"{name}: the library's round", [theirs.whole for _, theirs, _ in found], "s")
-        yield measured(2, f"{name}: our round", [ours.whole for ours, _, _ in found], "s")
-        *_, (_, _, last) = found
-        for what, mine, theirs in (("all test samples", *last[:2]), ("mean over clients", *last[2:])):
-            yield measured(2, f"{name}: accuracy of ours in the end, {what}", [100 * mine], "%")
-            yield measured(
-                2, f"{name}: the library's less ours, {what}", [100 * (theirs - mine)], "points", bound=POINTS
-            )
+def _ratios(name: str, threads: int, rounds: list[Round]) -> Iterator[Row]:
+    def ratios(part: Callable[[Seconds], float]) -> list[float]:
+        return [part(theirs) / part(ours) for ours, theirs, _ in rounds]
+
+    what = f"{name}: the library, {threads} thread(s)"
+    yield measured(2, f"{what}, round over ours", ratios(lambda of: of.whole), bound=AT_LEAST[name], at_most=False)
+    yield measured(2, f"{what}, evaluation over ours", ratios(lambda of: of.evaluation))
+    yield measured(2, f"{what}, the rest of the round over ours", ratios(lambda of: of.rest))
+    yield measured(2, f"{what}, processor time over ours", ratios(lambda of: of.cpu))
+    yield measured(
+        2, f"{what}, share of evaluation", [100 * theirs.evaluation / theirs.whole for _, theirs, _ in rounds], "%"
+    )
+    yield measured(2, f"{what}, round", [theirs.whole for _, theirs, _ in rounds], "s")
+    yield measured(2, f"{name}: our round then", [ours.whole for ours, _, _ in rounds], "s")
 
 
 if __name__ == "__main__":

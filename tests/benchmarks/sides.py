@@ -110,6 +110,8 @@ class Seconds:
 
     whole: float
     evaluation: float
+    cpu: float
+    """Processor time of all that take part."""
 
     @property
     def rest(self) -> float:
@@ -138,11 +140,13 @@ class Ours:
     def round(self, number: int) -> tuple[Seconds, Report]:
         """Every rank calls it; the seconds until the last one is done."""
         dist.barrier()
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         report = self.federation.round(number)
         self._recorder.round(report, self._ledger.drain())
         dist.barrier()
-        return Seconds(time.perf_counter() - start, report.evaluation_seconds), report
+        end, used = time.perf_counter(), torch.tensor(time.process_time() - cpu)
+        dist.all_reduce(used)
+        return Seconds(end - start, report.evaluation_seconds, used.item()), report
 
     def network(self) -> nn.Module:
         """Another model with the first parameters of ours, in PyTorch's own memory format."""
