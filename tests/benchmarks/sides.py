@@ -136,6 +136,7 @@ class Ours:
         Path(run_dir).mkdir(exist_ok=True)
         self._recorder = open_record(plan, Path(run_dir), 0, world)
         self._recorder.say = lambda text: None  # type: ignore[method-assign]
+        channel.start()
 
     def round(self, number: int) -> tuple[Seconds, Report]:
         """Every rank calls it; the seconds until the last one is done."""
