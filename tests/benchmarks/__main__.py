@@ -64,17 +64,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     options = parser.parse_args()
     names = options.only or list(known)
-    expected = [known[name][options.quick] for name in names]
+    expected = {name: known[name][options.quick] for name in names}
     found: list[Row] = []
-    start, pace = time.monotonic(), 1.0
+    paces = [1.0]
     for done, name in enumerate(names):
-        minutes = pace * sum(expected[done:]) / 60
-        print(f"[{done + 1}/{len(names)}] {name}; about {minutes:.0f} min are left", file=sys.stderr)
+        left = paces[-1] * sum(expected[name] for name in names[done:]) / 60
+        print(f"[{done + 1}/{len(names)}] {name}; about {left:.0f} min are left", file=sys.stderr)
+        start, measured = time.monotonic(), False
         for row in rows_of(name, options.quick):
             found.append(row)
+            measured |= row.value is not None
             value = row.why if row.value is None else f"{row.value:.4g} {row.unit}"
             print(f"    {row.what}: {value}", file=sys.stderr)
-        pace = (time.monotonic() - start) / sum(expected[: done + 1])
+        if measured:  # one that cannot run here says nothing about this machine's pace
+            paces.append((time.monotonic() - start) / expected[name])
     print(table(found), end="")
     if options.json:
         options.json.write_text(document(found))
