@@ -1,6 +1,6 @@
 """What grows with the number of clients, where a round has always 100 of them?
 
-    python tests/benchmarks/clients.py [--quick] [section.field=value ...]
+    python tests/benchmarks/scale_in_clients.py [--quick] [section.field=value ...]
 
 On 2 ranks that both train, with 100, 1,000 and 10,000 clients of 20 training and 4 test samples each (noise, 1 x 16 x
 16): whole rounds, recorded, in turn of each number of clients and in the same processes, without evaluation, alone and
