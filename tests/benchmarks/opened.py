@@ -39,13 +39,13 @@ class Opened:
         self.recording = time.perf_counter() - start
         return report
 
-    def timed(self) -> float:
-        """Seconds of the next round, from all ranks' start to the last one's end."""
+    def timed(self) -> tuple[float, Report]:
+        """The next round, recorded, and its seconds from all ranks' start to the last one's end."""
         dist.barrier()
         start = time.perf_counter()
-        self.round()
+        report = self.round()
         dist.barrier()
-        return time.perf_counter() - start
+        return time.perf_counter() - start, report
 
 
 def opened(world: World, run_dir: Path, options: list[str]) -> Opened:

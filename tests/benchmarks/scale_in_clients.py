@@ -53,7 +53,7 @@ def time_rounds(
     times: dict[int, list[float]] = {clients: [] for clients in numbers}
     for _ in range(runs + 1):
         for clients, federation in federations.items():
-            times[clients].append(federation.timed())
+            times[clients].append(federation.timed()[0])
     evaluated = {}
     for clients, federation in federations.items():
         report = federation.round()

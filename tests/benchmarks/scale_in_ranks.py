@@ -76,7 +76,7 @@ def measure(world: World, folder: str, rounds: int, options: list[str]) -> list[
     dist.barrier()
     found = []
     for _ in range(rounds + 1):
-        seconds = federation.timed()
+        seconds, _ = federation.timed()
         wall, cpu = parts.take()
         found.append((seconds, cpu[TRAINING], wall))
     return found[1:]  # the first round warms up
