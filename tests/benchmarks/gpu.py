@@ -68,19 +68,19 @@ class Setting:
 
 def settings(device: str, fashion: str) -> list[Setting]:
     """The two, or tiny ones for the CPU."""
-    many, clients, samples = (100, 20, (52_410, 17_500)) if device == "cuda" else (6, 4, (200, 50))
+    many, each, clients, dealt_out = (100, 100, 20, (52_410, 17_500)) if device == "cuda" else (4, 20, 4, (200, 50))
     dealt = ["data.partition=dirichlet", "data.alpha=0.1", f"data.num_clients={clients}", "data.min_samples=10"]
     images = ["data.source=fashion_mnist", f"data.root={fashion}", "data.factory=", "data.test_fraction=0.25"]
     return [
         Setting(
             name=f"FedRep's CNN, {many} clients",
-            noise=(many, 100, 1, 32, 32, 3),
+            noise=(many, each, 1, 32, 32, 3),
             options=("model.name=fedrep_cnn",),
             together=many,
         ),
         Setting(
             name=f"{clients} clients of {'Fashion-MNIST' if fashion else 'noise'}",
-            noise=(1, *samples, 28, 28, 1),
+            noise=(1, *dealt_out, 28, 28, 1),
             options=(*dealt, "model.name=cnn", "evaluate.every=1", *(images if fashion else ())),
             together=clients,
         ),
