@@ -5,7 +5,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
+from ranks import run_ranks, states
 from test_federation import SHORT, build
 from torch import nn
 
@@ -68,7 +68,7 @@ def _rounds(world: World, *options: str) -> tuple[dict, dict, dict, dict]:
     federation.upload = watch
     for number in (1, 2):
         federation.round(number)
-    rows = {client: set(state) for client, state in federation.states().items()}
+    rows = {client: set(state) for client, state in states(federation).items()}
     received = {}
     for client in federation.shards:
         federation.receive(client, 3)
@@ -136,7 +136,7 @@ def _new_client(world: World) -> tuple[dict, dict]:
     turn = federation.receive(client, 3)
     before = statistics(federation)
     features = federation.model.module.backbone.conv[0](turn.shard.normalized(turn.images))
-    federation._head_tuned(client, 3)
+    federation._testing._head_tuned(client, 3)
     after = statistics(federation)
     momenta = {layer.momentum for layer in federation.model.module.modules() if hasattr(layer, "running_mean")}
     assert momenta == {0.1}
