@@ -110,7 +110,7 @@ def measure(
     trace = Path(folder) / f"trace-{world.rank}.json"
     profiler.export_chrome_trace(str(trace))
     busy = worked(json.loads(trace.read_text())["traceEvents"], BUSY[device][1])
-    states = {"shared": federation.federation.shared, **federation.federation.states()}
+    states = {"shared": federation.federation.shared, **federation.federation.private.learned()}
     return (
         seconds,
         busy,

@@ -45,7 +45,7 @@ def ours(world: World, folder: str, clients: int, method: str, options: list[str
     everybody = ["train.participation=1.0", "train.local_epochs=1", f"method.name={method}"]
     federation = opened(world, Path(folder), [*data, *everybody, *options])
     federation.round()
-    states = federation.federation.states().values()
+    states = federation.federation.private.learned().values()
     private = sum(values.nbytes for state in states for values in state.values())
     return {"peak": peak_bytes() - before, "private": private}
 

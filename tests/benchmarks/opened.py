@@ -35,7 +35,8 @@ class Opened:
         self.number += 1
         report = self.federation.round(self.number)
         start = time.perf_counter()
-        self.recorder.round(report, self.ledger.drain())
+        with self.federation.phases("record"):
+            self.recorder.round(report, self.ledger.drain())
         self.recording = time.perf_counter() - start
         return report
 
@@ -56,9 +57,9 @@ def opened(world: World, run_dir: Path, options: list[str]) -> Opened:
     ledger = Ledger()
     channel = plan.open_channel(world, ledger)
     shards, sizes = plan.load_shards(world.rank), plan.partition.train_sizes[: plan.config.data.num_clients]
-    federation = Federation(plan.config, plan.method, plan.model, channel, shards, sizes)
-    if world.is_server:
-        run_dir.mkdir(parents=True, exist_ok=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    private_file = run_dir / f"private-{world.rank}"
+    federation = Federation(plan.config, plan.method, plan.model, channel, shards, sizes, private_file)
     recorder = open_record(plan, run_dir, 0, world)
     recorder.say = lambda text: None  # type: ignore[method-assign]
     channel.start()

@@ -5,9 +5,10 @@
 On 2 ranks that both train, with 100, 1,000 and 10,000 clients of 20 training and 4 test samples each (noise, 1 x 16 x
 16): whole rounds, recorded, in turn of each number of clients and in the same processes, without evaluation, alone and
 with checkpoints as by default (every 10 rounds, written beside them; the time until it is written counts); the
-evaluation of all clients with its record, per client; and in processes of their own the memory of a rank that is not
-mapped from files, after some rounds less what it was before the first, and that while a checkpoint is written. A ratio
-is of one number of clients to 100, round by round.
+evaluation of all clients with its record, per client; and in processes of their own, for FedBSD and for Ditto, which
+keeps a whole model of each client, the memory of a rank that is not mapped from files, when all clients have learned
+once, less what it was at its start, for each place of private state (client.store), and that while a checkpoint is
+written. A ratio is of one number of clients to 100, round by round.
 """
 
 import sys
@@ -77,7 +78,7 @@ def time_saving(
             before = saving.seconds
             dist.barrier()
             began = time.perf_counter()
-            saving.begin(federation.number, state.shared, state.states())
+            saving.begin(federation.number, state.shared, state.private)
             begun = time.perf_counter() - began
             for _ in range(PERIOD):
                 federation.round()
@@ -87,24 +88,24 @@ def time_saving(
     return times
 
 
-def measure_memory(world: World, folder: str, clients: int, rounds: int, options: list[str]) -> dict[str, float]:
+def measure_memory(world: World, folder: str, clients: int, options: list[str]) -> dict[str, float]:
     """Bytes of this rank."""
     before = own_bytes()
     federation = start(world, folder, clients, options)
-    for _ in range(rounds):
-        federation.round()
-    grown = own_bytes() - before
+    federation.round()
     state = federation.federation
-    federation.checkpoints.begin(federation.number, state.shared, state.states())
+    for client in state.training:
+        state.private.room(client)  # as if it had learned
+    grown = own_bytes() - before
+    federation.checkpoints.begin(federation.number, state.shared, state.private)
     saving = own_bytes() - before
     dist.barrier()
     mine = [state.shards[client] for client in federation.plan.hosted[world.rank]]
     return {
         "grown": grown,
         "saving": saving,
-        "private": sum(values.nbytes for of_one in state.states().values() for values in of_one.values()),
+        "private": sum(values.nbytes for of_one in state.private.learned().values() for values in of_one.values()),
         "samples": sum(shard.train_images.nbytes + shard.test_images.nbytes for shard in mine),
-        "planned": federation.plan.memory_bytes,
     }
 
 
@@ -123,17 +124,7 @@ def rows(quick: bool, *options: str) -> Iterator[Row]:
     for clients, (_, evaluation) in times.items():
         yield measured(6, f"evaluation of {clients:,} clients and its record", [1000 * evaluation / clients], "ms each")
     yield from _saving(numbers, 1 if quick else 5, [*options])
-    for method in ("fedbsd", "ditto"):
-        found = {}
-        for clients in (FEWEST, 1_000 if quick else 10_000):
-            with tempfile.TemporaryDirectory() as folder:
-                of_method = [f"method.name={method}", *options]
-                found[clients] = run_ranks(2, measure_memory, folder, clients, 3, of_method)[1]
-            yield from _memory(f"{method}, {clients:,} clients", found[clients])
-        fewest, most = found[FEWEST], found[clients]
-        rest = [of["grown"] - of["private"] - of["samples"] for of in (fewest, most)]
-        what = f"{method}: memory of a rank beyond private state and samples"
-        yield measured(6, what, [2 * (rest[1] - rest[0]) / (clients - FEWEST) / 1e3], "kB a client more")
+    yield from _memory(1_000 if quick else 10_000, [*options])
 
 
 def _saving(numbers: list[int], periods: int, options: list[str]) -> Iterator[Row]:
@@ -150,11 +141,23 @@ def _saving(numbers: list[int], periods: int, options: list[str]) -> Iterator[Ro
             yield measured(6, f"{what}: a round to one with {FEWEST}", ratios, bound=1.2)
 
 
-def _memory(what: str, found: dict[str, float]) -> Iterator[Row]:
-    yield measured(6, f"{what}: private state of a rank", [found["private"] / 1e6], "MB")
-    yield measured(6, f"{what}: memory of a rank since its start", [found["grown"] / 1e6], "MB")
-    yield measured(6, f"{what}: the same while saving", [found["saving"] / 1e6], "MB")
-    yield measured(6, f"{what}: memory planned to memory found", [found["planned"] / found["saving"]])
+def _memory(most: int, options: list[str]) -> Iterator[Row]:
+    for method in ("fedbsd", "ditto"):
+        for store in ("device", "mmap"):
+            found = {}
+            for clients in (FEWEST, most):
+                with tempfile.TemporaryDirectory() as folder:
+                    chosen = [f"method.name={method}", f"client.store={store}", *options]
+                    found[clients] = run_ranks(2, measure_memory, folder, clients, chosen)[1]
+            what = f"{method}, client.store={store}"
+            private = found[most]["private"] / 1e6
+            yield measured(6, f"{what}, {most:,} clients: memory of a rank", [found[most]["grown"] / 1e6], "MB")
+            yield measured(6, f"{what}, {most:,} clients: while saving", [found[most]["saving"] / 1e6], "MB")
+            yield measured(6, f"{what}, {most:,} clients: private state of a rank", [private], "MB")
+            in_memory = ["samples", *(["private"] if store == "device" else [])]
+            rest = [found[clients]["grown"] - sum(found[clients][of] for of in in_memory) for clients in (FEWEST, most)]
+            each = (rest[1] - rest[0]) / (most - FEWEST) / 1e3
+            yield measured(6, f"{what}: memory beyond {' and '.join(in_memory)}", [each], "kB a client more")
 
 
 if __name__ == "__main__":
