@@ -73,8 +73,8 @@ def _adapt(run: Finished, given: dict[str, str]) -> str:
         raise UserError(f"{samples.name}: has 1 sample to learn from, and the model's batch norm needs 2. Add some.")
     lines = [_about(run, samples, train, test), "", "epochs of the head   right on its own test samples"]
     for number in steps(epochs):
-        correct, count, _ = clients.head_tuned(client, config.train.rounds + 1, number).test()
-        lines.append(f"{number:18}   {100 * correct / count:5.1f} %  ({correct} of {count})")
+        correct, count, _ = clients.head_tuned(client, config.train.rounds + 1, number).test().tolist()
+        lines.append(f"{number:18}   {100 * correct / count:5.1f} %  ({correct:.0f} of {count:.0f})")
     example = personal.save(file, run, clients.model, None)
     return "\n".join([*lines, "", f"saved, after {epochs} epochs: {file}", "", example])
 

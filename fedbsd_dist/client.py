@@ -1,13 +1,13 @@
 """One client's turn at its rank's live model: its private tensors and its local training loop."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedbsd_dist.batches import LARGE_BATCH, Teacher, batch_sizes, batches
+from fedbsd_dist.batches import Teacher, ask, batch_sizes, batches, large_batch
 from fedbsd_dist.config import Augment, Train
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.errors import UserError
@@ -33,10 +33,10 @@ class Turn:
         augmentation: Augment,
         model: FlatModel,
         shard: Shard,
-        private: dict[str, Tensor],
+        private: Mapping[str, Tensor],
         phases: Phases | None = None,
     ) -> None:
-        """`private`: this client's row of each private group, float32 [numel]."""
+        """`private`: what this client has of its own, group -> float32 [numel]."""
         self.client, self.round, self.seed = client, round, seed
         self.options, self.model, self.shard, self.private = options, model, shard, private
         self.augmentation, self.phases = augmentation, phases or Phases()
@@ -88,7 +88,7 @@ class Turn:
         [n, ...], or is asked for the very images in `tensors[0]`, many batches at a time; `listen` makes either.
         The shuffle is that of (seed, purpose, round, client), and so is dropout.
         """
-        torch.manual_seed(named_seed(self.seed, purpose, "dropout", self.round, self.client))
+        seed_dropout(named_seed(self.seed, purpose, "dropout", self.round, self.client), self.images.device)
         rows = [*(tensors or (self.images, self.labels)), *(said for said in teachers if isinstance(said, Tensor))]
         asked = [self._timed(teacher) for teacher in teachers if not isinstance(teacher, Tensor)]
         name = (purpose, self.round, self.client)
@@ -129,7 +129,7 @@ class Turn:
         augmentation, in evaluation mode: no dropout, no batch statistics.
         """
         module.eval()
-        return torch.cat([module(self.shard.normalized(chunk)) for chunk in images.split(LARGE_BATCH)])
+        return ask(lambda part: module(self.shard.normalized(part)), images)
 
     @torch.no_grad()
     def estimate_statistics(self) -> None:
@@ -143,18 +143,27 @@ class Turn:
             layer.reset_running_stats()
             layer.train()
             layer.momentum = None  # the mean over all chunks, each counting the same, for they are of one size
-        for chunk in self.images.tensor_split(-(-len(self.images) // LARGE_BATCH)):
+        for chunk in self.images.tensor_split(-(-len(self.images) // large_batch(self.images.device))):
             self.model.module.backbone(self.shard.normalized(chunk))
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
 
-    def tune_head(self, epochs: int, purpose: str = "head tuning", *, augmented: bool = False) -> None:
+    def tune_head(
+        self,
+        epochs: int,
+        purpose: str = "head tuning",
+        *,
+        augmented: bool = False,
+        features: Tensor | Teacher | None = None,
+    ) -> None:
         """Learn the head alone on the features of the backbone as it is: of the images as they are, or `augmented` as
-        in training. Of images that do not change they are computed once.
+        in training. Of images that do not change they are computed once, or given by who has them already: as what
+        `listen` gives of the backbone, where `augmented`, else [n, ...].
         """
         module = self.model.module
         augmented = augmented and self.augments
-        features = self.listen(module.backbone) if augmented else self._features(module.backbone)
+        if features is None:
+            features = self.listen(module.backbone) if augmented else self._features(module.backbone)
 
         def loss(*batch: Tensor) -> tuple[Tensor, list[Tensor]]:
             """Labels and features come last."""
@@ -165,23 +174,30 @@ class Turn:
             rows = () if augmented else (self.labels,)
             self.sgd(loss, rows, parts=["head"], epochs=epochs, purpose=purpose, teachers=[features])
 
-    @torch.no_grad()
-    def test(self, *, validation: bool = False) -> tuple[int, int, float]:
-        """(correct, number of samples, summed cross-entropy) of the live model on the client's test samples, or on its
-        validation samples.
-        """
+    def test(self, *, validation: bool = False) -> Tensor:
+        """`score` of the live model on the client's test samples, or on its validation samples."""
         images, labels = self.shard.test_images, self.shard.test_labels
         if validation:
             images, labels = self.shard.val_images, self.shard.val_labels
-        logits = self.outputs(self.model.module, images)
-        numbers = torch.stack(
-            [
-                (logits.argmax(1) == labels).sum().double(),
-                F.cross_entropy(logits, labels, reduction="sum").double(),
-            ]
-        )
-        correct, loss = numbers.tolist()
-        return int(correct), len(labels), loss
+        return score(self.outputs(self.model.module, images), labels)
+
+    @torch.no_grad()
+    def score_head(self, features: Tensor, labels: Tensor) -> Tensor:
+        """`score` of the live head on features [n, ...] of its backbone."""
+        return score(self.model.module.head.eval()(features), labels)
+
+
+def score(logits: Tensor, labels: Tensor) -> Tensor:
+    """Correct, number of samples, summed cross-entropy: float64 [3] on the device, which nobody waits for."""
+    correct, loss = (logits.argmax(1) == labels).sum(), F.cross_entropy(logits, labels, reduction="sum")
+    return torch.stack([correct.double(), torch.full_like(loss, len(labels), dtype=torch.float64), loss.double()])
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """As torch.manual_seed does, without a fifth of a millisecond for the devices that there are not."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def check_batch_norm(model: FlatModel, batch_size: int, train_sizes: Sequence[int]) -> None:

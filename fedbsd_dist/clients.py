@@ -1,16 +1,19 @@
 """The clients of one process: the shared state, each one's private state, and their turns at one live model."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from fedbsd_dist.client import Turn
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.methods.contract import Method
-from fedbsd_dist.models.flat import STATISTICS, FlatModel, State
+from fedbsd_dist.models.flat import NORM, STATISTICS, FlatModel, State
 from fedbsd_dist.phases import Phases
+from fedbsd_dist.private import PrivateState, Rows, in_file, in_memory
 
 
 class Clients:
@@ -23,8 +26,11 @@ class Clients:
         model: FlatModel,
         shards: Mapping[int, Shard],
         phases: Phases | None = None,
+        private_file: Path | None = None,
     ) -> None:
-        """`shards`: of the clients here, the new ones too. All clients begin with the model's present state."""
+        """`shards`: of the clients here, the new ones too. All clients begin with the model's present state.
+        `private_file`: to be made for `client.store=mmap`.
+        """
         self.config, self.method, self.model, self.shards = config, method, model, shards
         self.phases = phases or Phases()
         self.shared = {
@@ -33,24 +39,33 @@ class Clients:
         """Group -> float32 [numel]"""
         self._start = {name: buffer.clone() for name, buffer in model.buffers.items() if name not in self.shared}
         """All but the shared state at the start of the run: a new client's, always."""
-        self._row = {client: row for row, client in enumerate(self._training)}
-        self.private = {
-            name: self._start[name].repeat(len(self._row), 1) for name in private_groups(method, model, self.shared)
-        }
-        """Group -> float32 [training clients here, numel], in the order of `shards`"""
+        self.training = [client for client in shards if client < config.data.num_clients]
+        """The clients here that train."""
+        start = {name: self._start[name] for name in private_groups(method, model, self.shared)}
+        self.private = PrivateState(start, self.training, self._rows(start, private_file))
+
+    def _rows(self, start: State, file: Path | None) -> Rows:
+        """Where `client.store` says."""
+        numel, store = sum(values.numel() for values in start.values()), self.config.client.store
+        if store == "mmap" and numel and self.training:
+            assert file
+            return in_file(numel, len(self.training), file)
+        return in_memory(numel, self.model.device if store == "device" else torch.device("cpu"))
 
     @property
-    def _training(self) -> list[int]:
-        """The clients here that train."""
-        return [client for client in self.shards if client < self.config.data.num_clients]
+    def has_common_backbone(self) -> bool:
+        """Whether all personal models of clients that train have the backbone as it is received."""
+        own = self.private.start.keys() & {"backbone", NORM, STATISTICS["backbone"]}
+        return not own and (type(self.method).deploy is Method.deploy or self.method.deploys_head_alone)
 
-    def receive(self, client: int, round: int) -> Turn:
-        """Load the live model with the shared state and the client's private state."""
+    def receive(self, client: int, round: int, *, shard: Shard | None = None, as_is: Container[str] = ()) -> Turn:
+        """Load the live model with the shared state and the client's private state. `shard`: the client's, if it is
+        at hand; `as_is`: groups that the live model has already.
+        """
         with self.phases("load"):
-            private = {}
-            if client in self._row:
-                private = {name: rows[self._row[client]] for name, rows in self.private.items()}
-            self.model.put({**self._start, **self.shared, **private})
+            private = self.private.of(client) if client in self.private else {}
+            state = {**self._start, **self.shared, **private}
+            self.model.put({name: values for name, values in state.items() if name not in as_is})
             return Turn(
                 client=client,
                 round=round,
@@ -58,15 +73,15 @@ class Clients:
                 options=self.config.train,
                 augmentation=self.config.augment,
                 model=self.model,
-                shard=self.shards[client],
+                shard=shard or self.shards[client],
                 private=private,
                 phases=self.phases,
             )
 
-    def deployed(self, client: int, round: int) -> Turn:
-        """The client has received, and the live model is its personal one."""
-        turn = self.receive(client, round)
-        if client not in self._row:
+    def deployed(self, client: int, round: int, *, shard: Shard | None = None, as_is: Container[str] = ()) -> Turn:
+        """The client has received, as `receive` says, and the live model is its personal one."""
+        turn = self.receive(client, round, shard=shard, as_is=as_is)
+        if client not in self.private:
             if STATISTICS["backbone"] in self._start:
                 turn.estimate_statistics()
             self.method.welcome(turn)
@@ -78,14 +93,6 @@ class Clients:
         turn = self.deployed(client, round)
         turn.tune_head(epochs)
         return turn
-
-    def states(self) -> dict[int, dict[str, Tensor]]:
-        """The private state of the clients here, client -> group -> float32 [numel]."""
-        return {
-            client: {name: rows[row] for name, rows in self.private.items()}
-            for client, row in self._row.items()
-            if self.private
-        }
 
 
 def shared_groups(method: Method[Any], model: FlatModel, norm_stats: Literal["shared", "local"]) -> State:

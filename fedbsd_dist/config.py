@@ -41,6 +41,14 @@ class Server(Section):
     """Rank 0 hosts clients too. A run of one process always does."""
 
 
+class Client(Section):
+    """What clients have of their own."""
+
+    store: Literal["device", "host", "mmap"] = "device"
+    """Where private state lies between a client's turns: on the rank's device, in the host's memory, or in a mapped
+    file in `run.dir`, for more clients than memory has room for. A client that never learned takes no room."""
+
+
 class Data(Section):
     """Which samples there are, and which client owns which."""
 
@@ -257,6 +265,7 @@ class RunConfig(Section):
     """Every random draw of the run derives from it."""
     run: Run = Run()
     server: Server = Server()
+    client: Client = Client()
     data: Data = Data()
     augment: Augment = Augment()
     model: Model = Model()

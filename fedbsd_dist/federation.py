@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,16 +23,13 @@ from fedbsd_dist.faults import Attendance, attend, named, shortened
 from fedbsd_dist.methods.contract import AnyOptions, Method
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.randomness import generator
+from fedbsd_dist.testing import Testing, Tests
 from fedbsd_dist.wire.channel import Channel
 
 STATE_DIGEST = "state digest"
 """Purpose of the collective that the end of a run adds to its ledger."""
 
 REMEDY = "Lower the learning rate (train.lr, or the method's own where it has one), or raise fault.max_diverged_rounds."
-
-Test = tuple[float, ...]
-"""Correct, samples, summed loss: of test samples, and at a stage of VALIDATED of validation samples if there are any.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +64,14 @@ class Federation(Clients):
         channel: Channel,
         shards: Mapping[int, Shard],
         train_sizes: Sequence[int],
+        private_file: Path | None = None,
     ) -> None:
         """`shards`: of this rank's clients, the new ones too. All clients begin with the model's present state.
-        `train_sizes`: training samples of all clients that train, on whichever rank.
+        `train_sizes`: training samples of all clients that train, on whichever rank. `private_file`: as of `Clients`.
         """
-        super().__init__(config, method, model, shards, channel.phases)
+        super().__init__(config, method, model, shards, channel.phases, private_file)
         self.channel, self._train_sizes = channel, train_sizes
+        self._testing = Testing(self, channel.at)
         self.diverged: dict[int, list[int]] = {}
         """Round -> the clients whose learning diverged in it; a run that goes on begins with those before."""
 
@@ -92,7 +92,7 @@ class Federation(Clients):
         cohort = self.cohort(number)
         attendance = attend(self.config.fault, self.config.seed, number, cohort, self._train_sizes)
         counts: dict[int, Tensor] = {}
-        trained: dict[int, Test] = {}
+        trained: Tests = {}
         testing = 0.0
         for client in filter(self.shards.__contains__, attendance.present):
             self.channel.at(f"round {number}: client {client} learns")
@@ -105,7 +105,7 @@ class Federation(Clients):
                 start = time.perf_counter()
                 with self.phases("evaluate"):
                     self.method.deploy(turn)
-                    trained[client] = self._tests(turn)
+                    trained[client] = self._testing.of(turn)
                 testing += time.perf_counter() - start
         with self.phases("reduce"):
             aggregate = self.channel.reduce(number, testing)
@@ -119,11 +119,11 @@ class Federation(Clients):
         stages: Stages = {}
         if last:
             with self.phases("evaluate"):
-                everybody = self._evaluate_all(number + 1)
+                everybody = self._testing.last(number + 1)
             stages = self._gather(number, everybody)
         elif evaluate:
             with self.phases("evaluate"):
-                received = {client: self._received(client, number + 1) for client in self._training}
+                received = self._testing.received(number + 1)
             sound = {client: test for client, test in trained.items() if client not in diverged}
             stages = self._gather(number, {"received": received, "trained": sound})
         *sums, samples = aggregate.metrics
@@ -150,8 +150,8 @@ class Federation(Clients):
         kept = {name: self.model.buffers[name] for name in turn.private}
         sound = torch.stack([values.isfinite().all() for values in kept.values()]).all() if kept else None
         counts = self.channel.add({name: self.model.buffers[name] for name in self.shared}, weight, losses, sound)
-        for name, row in turn.private.items():
-            row.copy_(torch.where(counts, kept[name], row))
+        if kept:
+            self.private.keep(turn.client, kept, counts)
         return counts
 
     def _diverged(self, round: int, counts: Mapping[int, Tensor]) -> list[int]:
@@ -170,54 +170,15 @@ class Federation(Clients):
             )
         return self.diverged[round]
 
-    def _evaluate_all(self, round: int) -> dict[str, dict[int, Test]]:
-        """Every client at every stage; nothing is uploaded and no state changes."""
-        stages: dict[str, dict[int, Test]] = {
-            "received": {client: self._received(client, round) for client in self._training},
-            "trained": {client: self._trained(client, round) for client in self._training},
-            "head_tuned": {client: self._head_tuned(client, round) for client in self._training},
-        }
-        if self.method.finetunes:
-            stages["finetuned"] = {client: self._finetuned(client, round) for client in self._training}
-        if self.config.data.num_new_clients:
-            new = self.shards.keys() - self._row.keys()
-            stages["new_client"] = {client: self._head_tuned(client, round) for client in sorted(new)}
-        return stages
-
-    def _tests(self, turn: Turn) -> Test:
-        """On test samples, and on validation samples if some are held out."""
-        return (*turn.test(), *(turn.test(validation=True) if self.config.data.val_fraction else ()))
-
-    def _received(self, client: int, round: int) -> Test:
-        """The personal model with the newest shared state."""
-        self.channel.at(f"client {client} is tested, as received")
-        return self._tests(self.deployed(client, round))
-
-    def _trained(self, client: int, round: int) -> Test:
-        """After one more local learning, as in a round."""
-        self.channel.at(f"client {client} is tested, trained")
-        turn = self.receive(client, round)
-        self.method.learn(turn)
-        self.method.deploy(turn)
-        return self._tests(turn)
-
-    def _head_tuned(self, client: int, round: int) -> Test:
-        """The personal model with the newest shared state, then its head alone."""
-        self.channel.at(f"client {client} is tested, its head tuned")
-        return self.head_tuned(client, round, self.config.evaluate.head_epochs).test()
-
-    def _finetuned(self, client: int, round: int) -> Test:
-        """The newest shared state, then the method's own test-time step."""
-        self.channel.at(f"client {client} is tested, finetuned")
-        turn = self.receive(client, round)
-        self.method.finetune(turn)
-        return turn.test()
-
-    def _gather(self, round: int, stages: Mapping[str, Mapping[int, Test]]) -> Stages:
+    def _gather(self, round: int, stages: Mapping[str, Tests]) -> Stages:
+        """Tables of all clients. A stage at which nobody was tested is left out."""
         validated = VALIDATED if self.config.data.val_fraction else ()
         widths = {stage: VALIDATION.stop if stage in validated else VALIDATION.start for stage in stages}
+        # one wait for the device a stage
+        found = {stage: torch.stack([*tests.values()]).tolist() if tests else [] for stage, tests in stages.items()}
+        tests = {stage: dict(zip(stages[stage], found[stage], strict=True)) for stage in stages}
         rows = {
-            client: [n for stage, tests in stages.items() for n in tests.get(client, (0.0,) * widths[stage])]
+            client: [n for stage, width in widths.items() for n in tests[stage].get(client, [0.0] * width)]
             for client in self.shards
         }
         clients = self.config.data.num_clients + self.config.data.num_new_clients
@@ -229,7 +190,10 @@ class Federation(Clients):
         """Of the shared state and every client's private state in client order; each rank hashes its own
         clients', and only the digests cross.
         """
-        digests = {client: list(_sha256(private.values())) for client, private in self.states().items()}
+        private = self.private
+        common = list(_sha256(private.start.values()))
+        digests = {client: common for client in private.clients if private.start}
+        digests |= {client: list(_sha256(state.values())) for client, state in private.learned().items()}
         clients = self.config.data.num_clients
         table = self.channel.gather(digests, clients, 32, round=round, purpose=STATE_DIGEST)
         return hashlib.sha256(_sha256(self.shared.values()) + table.astype("uint8").tobytes()).hexdigest()

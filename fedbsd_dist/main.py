@@ -89,10 +89,11 @@ def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, res
     world.join(plan.placement)
     channel = plan.open_channel(world, ledger)
     shards, sizes = plan.load_shards(world.rank), plan.partition.train_sizes[: config.data.num_clients]
-    federation = Federation(config, plan.method, plan.model, channel, shards, sizes)
     with world.one_voice("going on"):
+        private_file = run_dir / f"private-{world.rank}"
+        federation = Federation(config, plan.method, plan.model, channel, shards, sizes, private_file)
         if resumed:
-            take_up(run_dir, resumed, federation.shared, federation.states())
+            take_up(run_dir, resumed, federation.shared, federation.private)
     federation.diverged |= diverged_before(resumed, run_dir, world)
     if world.is_server:
         checkpoints.set_aside(resumed)
@@ -113,7 +114,7 @@ def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, res
                 stop = report.stop
                 if checkpoints.due(number) or stop:
                     with channel.phases("checkpoint"):
-                        checkpoints.begin(number, federation.shared, federation.states())
+                        checkpoints.begin(number, federation.shared, federation.private)
             checkpoints.check()
             if stop and number < config.train.rounds:
                 checkpoints.finish()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedbsd_dist.batches import LARGE_BATCH
+from fedbsd_dist.batches import PREPARED
 from fedbsd_dist.client import check_batch_norm
 from fedbsd_dist.clients import private_groups, shared_groups
 from fedbsd_dist.config import Fault, RunConfig
@@ -176,7 +176,7 @@ class Plan:
         live = FLOAT * sum(buffer.numel() for buffer in self.model.buffers.values())
         common = 2 * live + 2 * self.model_bytes + 2 * self.upload_bytes + self.payload_bytes
         # images as floats, as many as are prepared at once, and the same again while they are
-        prepared = 2 * FLOAT * pixels * max(LARGE_BATCH, self.config.train.batch_size)
+        prepared = 2 * FLOAT * pixels * max(PREPARED, self.config.train.batch_size)
         sizes = [pixels * count for count in self.partition.sizes]
 
         def images(clients: Sequence[int]) -> float:

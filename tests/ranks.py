@@ -111,6 +111,12 @@ def _run(world: World, arguments: list[str]) -> None:
     run(arguments, world)
 
 
+def states(federation: Any) -> dict[int, dict[str, Any]]:
+    """Client -> group -> the private state of the clients of this rank, to be read or changed in place."""
+    private = federation.private
+    return {client: private.room(client) for client in private.clients if private.start}
+
+
 def federate(run_dir: Path, size: int, *overrides: str) -> list[Any]:
     """A whole run on `size` ranks into `run_dir`; None for every rank, or ("exit", code)."""
     return run_ranks(size, _run, [f"run.dir={run_dir}", *overrides])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
+from ranks import run_ranks, states
 from torch import nn
 
 from fedbsd_dist.commandline import load
@@ -69,7 +69,7 @@ def bits(tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
 
 
 def clients_bits(federation: Federation) -> dict[int, dict[str, bytes]]:
-    return {client: bits(groups) for client, groups in federation.states().items()}
+    return {client: bits(groups) for client, groups in states(federation).items()}
 
 
 def _cohorts(world: World) -> list[list[int]]:
@@ -123,7 +123,7 @@ def test_only_the_cohort_changes_and_all_ranks_hold_the_same_shared_state():
 
 def _receive(world: World) -> None:
     federation = build(world, "method.name=fedper", "model.norm_stats=local", NORM)
-    for client, row in federation.states().items():
+    for client, row in states(federation).items():
         for group, values in row.items():
             values.fill_(100 * client + len(group))
     federation.shared["backbone"].fill_(-1)
@@ -143,8 +143,8 @@ def _receive(world: World) -> None:
         federation.model.buffers["head"].fill_(7)
         assert (turn.private["head"] == 100 * client + len("head")).all()
         federation.upload(turn, torch.zeros(2))
-        assert (federation.states()[client]["head"] == 7).all()
-    assert (federation.states()[0]["head"] == len("head")).all()
+        assert (states(federation)[client]["head"] == 7).all()
+    assert (states(federation)[0]["head"] == len("head")).all()
 
 
 def test_a_client_receives_the_shared_state_and_its_own_private_state():
@@ -161,7 +161,7 @@ def _evaluate(world: World, *options: str) -> tuple[list[str], bool, dict[str, n
     digests.append(federation.state_sha256(1))
     same = before == (clients_bits(federation), bits(federation.shared))
     # the digest is of all that is compared: one float of one client, and of the shared state
-    for tensor in (*(state["head"] for state in federation.states().values()), federation.shared["backbone"]):
+    for tensor in (*(state["head"] for state in states(federation).values()), federation.shared["backbone"]):
         tensor[0] += 1
         digests.append(federation.state_sha256(1))
     return digests, same, stages

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import federate, run_ranks
+from ranks import federate, run_ranks, states
 from test_federation import NORM, bits, build
 from test_interface import alone
 from test_resume import Stopped
@@ -205,7 +205,7 @@ def _fedbabus_head(world: World) -> bool:
     federation = build(world, "method.name=fedbabu")
     head = federation.model.buffers["head"].clone()
     federation.round(1)
-    return torch.equal(federation.model.buffers["head"], head) and not federation.states()
+    return torch.equal(federation.model.buffers["head"], head) and not states(federation)
 
 
 def test_local_clients_do_not_see_each_other(run: Run):
@@ -219,12 +219,12 @@ def test_local_clients_do_not_see_each_other(run: Run):
 def _local(world: World) -> tuple[dict, dict, dict]:
     """Client 5's state after a round of all, after learning with nobody before it, and before."""
     federation = build(world, "method.name=local")
-    before = bits(federation.states()[5])
+    before = bits(states(federation)[5])
     turn = federation.receive(5, 1)
     federation.method.learn(turn)
     alone = bits({name: turn.model.buffers[name] for name in turn.private})
     federation.round(1)
-    return bits(federation.states()[5]), alone, before
+    return bits(states(federation)[5]), alone, before
 
 
 # bytes

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
+from ranks import run_ranks, states
 from test_federation import SHORT, build
 from torch import nn
 
@@ -68,7 +68,7 @@ def _rounds(world: World, *options: str) -> tuple[dict, dict, dict, dict]:
     federation.upload = watch
     for number in (1, 2):
         federation.round(number)
-    rows = {client: set(state) for client, state in federation.states().items()}
+    rows = {client: set(state) for client, state in states(federation).items()}
     received = {}
     for client in federation.shards:
         federation.receive(client, 3)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
+from ranks import run_ranks, states
 from test_federation import NORM, bits, build, clients_bits
 from torch import Tensor
 
@@ -352,13 +352,13 @@ def _search(world: World, options: tuple[str, ...]) -> tuple[list[float], list[f
     for number in (1, 2):
         federation.round(number)
     federation.state_sha256(2)
-    assert all((state["head"].numpy() == heads[client]).all() for client, state in federation.states().items())
+    assert all((state["head"].numpy() == heads[client]).all() for client, state in states(federation).items())
     found, verbatim = [], []
     for client, head in enumerate(heads):
         places = crossed + [tensor.numpy() for tensor in federation.shared.values()]
         if client not in federation.shards:
             # what this rank holds of its own clients is searched for the others' heads
-            places += [rows.numpy() for rows in federation.private.values()]
+            places += [rows.numpy() for state in states(federation).values() for rows in state.values()]
             places += [buffer.numpy() for buffer in federation.model.buffers.values()]
         found.append(max(likeness(place, head) for place in places))
         verbatim.append(max(np.isin(head, place).mean() for place in places))

@@ -30,6 +30,8 @@ class Method(ABC, Generic[AnyOptions]):
     """Groups that neither cross nor are anyone's own: as they all began, for ever."""
     local_norm: ClassVar[bool] = False
     """Batch norm stays with each client, its parameters (then a group of their own) and its statistics."""
+    deploys_head_alone: ClassVar[bool] = False
+    """`deploy` is the method's own, and leaves the backbone as it is: then it is evaluated for all clients together."""
     finetunes: ClassVar[bool] = False
     """It has a test-time step of its own: stage `finetuned`."""
     losses: ClassVar[tuple[str, ...]] = ("classification",)

@@ -70,12 +70,13 @@ class FedBSD(Method[Options]):
         """The teacher is the backbone just received: the features of images that do not change are computed once."""
         model = turn.model
         teacher = turn.listen(model.module.backbone)
-        model.put(model.extra("own"))
+        own = model.extra("own")
+        model.put(own)
         # the present values of the head, at every step, but no gradient
         head = frozen(model.module.head)
         head_first = self.options.schedule == "head_then_backbone"
         if head_first:
-            turn.tune_head(self.options.head_epochs, augmented=True)
+            turn.tune_head(self.options.head_epochs, augmented=True, features=None if own else teacher)
         sums = turn.sgd(
             lambda *batch: self.loss(model.module, head, *batch),
             parts=["backbone"] if head_first else PARAMETERS,

@@ -35,6 +35,7 @@ class FedRoD(Method[Options]):
     Options = Options
     shared = ("backbone", "head")
     losses = ("classification", "personal")
+    deploys_head_alone = True
 
     def extras(self, groups: Sequence[str]) -> dict[str, Extra]:
         """P."""

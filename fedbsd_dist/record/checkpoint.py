@@ -8,6 +8,7 @@ saving.
 import hashlib
 import io
 import json
+import os
 import shutil
 import threading
 import time
@@ -18,8 +19,9 @@ import torch
 
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import UserError
+from fedbsd_dist.private import PrivateState
 from fedbsd_dist.record.directory import CHECKPOINTS, METRICS, differences, read_lines, settings
-from fedbsd_dist.record.files import telling, write_atomically
+from fedbsd_dist.record.files import sync, telling, write_atomically, write_new
 from fedbsd_dist.record.saved import MANIFEST, SHARED, Damaged, Manifest, Tensors, client_file, folder_name, verified
 from fedbsd_dist.wire.world import World
 
@@ -39,6 +41,8 @@ class Checkpoints:
         self._folder, self._config = run / CHECKPOINTS, config
         self._watch, self._world = world.watch, world.apart()
         self._writing: _Writing | None = None
+        self._last, self._digests = self._folder, dict[str, str]()
+        """The last checkpoint of this launch, and the files of clients that this rank has in it, with their sha256."""
         self.seconds = 0.0
         """Of saving, so far; most of them beside other work."""
 
@@ -47,18 +51,27 @@ class Checkpoints:
         every = self._config.checkpoint.every
         return every > 0 and (round % every == 0 or round == self._config.train.rounds)
 
-    def begin(self, round: int, shared: Tensors, private: Mapping[int, Tensors]) -> None:
+    def begin(self, round: int, shared: Tensors, private: PrivateState) -> None:
         """Copy what is this rank's to write, and write it while other work goes on: after the one before, and once
-        the record of the round is on disk. Raises UserError where the one before cannot be written.
+        the record of the round is on disk. A client that did not learn since the one before has the same file in both.
+        Raises UserError where it, or the one before, cannot be written.
         """
         self.finish()
-        files = {client_file(client): _copied(state) for client, state in private.items()}
+        folder = self._folder / folder_name(round)
+        changed = {client_file(client) for client in private.changed}
+        private.changed.clear()
+        with telling(self._folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            same = {name: sha256 for name, sha256 in self._digests.items() if name not in changed}
+            linked = {name: sha256 for name, sha256 in same.items() if self._link(name, folder)}
+        states = {client_file(client): state for client, state in private.learned().items()}
+        files = {name: _copied(state) for name, state in states.items() if name not in linked}
         if self._world.is_server:
             files[SHARED] = _copied(shared)
 
         def write() -> None:
             with telling(self._folder):
-                self._write(round, files)
+                self._write(round, files, linked)
 
         self._writing = _Writing(write)
         self._writing.start()
@@ -79,11 +92,23 @@ class Checkpoints:
             with self._watch.meeting("writing the checkpoint"):  # where it came of the others' end
                 raise error
 
-    def _write(self, round: int, files: Mapping[str, Tensors]) -> None:
+    def _link(self, name: str, folder: Path) -> bool:
+        """The last checkpoint's file of this name into `folder` as well; false where it must be written anew."""
+        try:
+            os.link(self._last / name, folder / name)
+        except OSError:  # gone, or a file system without links
+            return False
+        return True
+
+    def _write(self, round: int, files: Mapping[str, Tensors], linked: Mapping[str, str]) -> None:
+        """`linked`: files that are there already, with their sha256."""
         start = time.perf_counter()
         folder = self._folder / folder_name(round)
-        folder.mkdir(parents=True, exist_ok=True)
-        digests = {name: _save(folder / name, state) for name, state in files.items()}
+        digests = {**linked, **{name: _save(folder / name, state) for name, state in files.items()}}
+        for name in files:  # all together, for one by one each would wait for the disk
+            sync(folder / name)
+        sync(folder)
+        self._last, self._digests = folder, {name: sha256 for name, sha256 in digests.items() if name != SHARED}
         parts = self._world.collected(f"checkpoint {round}", json.dumps(digests))
         if self._world.is_server:
             self._commit(round, {name: sha256 for part in parts for name, sha256 in json.loads(part).items()}, start)
@@ -197,5 +222,5 @@ def _save(path: Path, tensors: Tensors) -> str:
     """The file's sha256."""
     file = io.BytesIO()
     torch.save(tensors, file)
-    write_atomically(path, file.getvalue(), PRIVATE)
+    write_new(path, file.getvalue(), PRIVATE)
     return hashlib.sha256(file.getvalue()).hexdigest()

@@ -101,7 +101,7 @@ APART = frozenset(
     }
 )
 """Options that may differ when a run goes on: it may be made longer, moved, saved more often, and forgiven more."""
-APART_SECTIONS = ("server", "checkpoint", "profile", "sweep")
+APART_SECTIONS = ("server", "client", "checkpoint", "profile", "sweep")
 """The first of them is compared with the number of ranks."""
 
 

@@ -35,7 +35,14 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    sync(path.parent)
+
+
+def write_new(path: Path, data: bytes, mode: int) -> None:
+    """A file where none counts yet, in place of any that is there; not on disk until `sync` is called."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(data)
 
 
 def append(path: Path, text: str) -> None:
@@ -46,8 +53,8 @@ def append(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def sync_directory(path: Path) -> None:
-    """Make the renames done in a directory outlive a crash."""
+def sync(path: Path) -> None:
+    """Make a file, or the names in a directory, outlive a crash."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

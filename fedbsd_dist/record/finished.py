@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedbsd_dist.clients import Clients
 from fedbsd_dist.commandline import load
-from fedbsd_dist.config import RunConfig
+from fedbsd_dist.config import Client, RunConfig
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.methods import OPTIONS
@@ -48,8 +48,9 @@ class Finished:
         there, or is not of this model.
         """
         method, model = make_model(self.config, self.input.shape, len(self.input.classes), device)
-        clients = Clients(self.config, method, model, shards)
-        take_up(self.folder, self.config.train.rounds, clients.shared, clients.states())
+        few = self.config.model_copy(update={"client": Client()})
+        clients = Clients(few, method, model, shards)
+        take_up(self.folder, self.config.train.rounds, clients.shared, clients.private)
         return clients
 
 

@@ -140,12 +140,13 @@ class Recorder(Silence):
             append(self._run / name, text)
 
     def _clients(self, report: Report) -> None:
+        train_sizes = self._plan.partition.train_sizes  # counted anew each time it is asked for
         rows = [
             (
                 report.round,
                 stage,
                 client,
-                self._plan.partition.train_sizes[client],
+                train_sizes[client],
                 *_cells(test),
                 *(_cells(test[VALIDATION]) if test[VALIDATION].any() else ("", "", "")),
             )

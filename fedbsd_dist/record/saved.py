@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from fedbsd_dist.errors import UserError
+from fedbsd_dist.private import PrivateState
 from fedbsd_dist.record.directory import CHECKPOINTS, CONFIG
 
 MANIFEST = "manifest.json"
@@ -72,16 +73,18 @@ def _content(folder: Path, name: str, manifest: Manifest) -> bytes:
     return content
 
 
-def take_up(run: Path, round: int, shared: Tensors, private: Mapping[int, Tensors]) -> None:
+def take_up(run: Path, round: int, shared: Tensors, private: PrivateState) -> None:
     """Fill, in place, the shared state and some clients' private state with those after a round.
 
-    Files of other clients need not be there, and are not read. Raises UserError for a checkpoint that is not there,
-    does not verify, or is of another model.
+    A client without a file had not learned yet. Files of other clients need not be there, and are not read. Raises
+    UserError for a checkpoint that is not there, does not verify, or is of another model.
     """
     folder = run / CHECKPOINTS / folder_name(round)
-    files = {SHARED: shared, **{client_file(client): state for client, state in private.items()}}
+    files: dict[str, Tensors] = {SHARED: shared}
     try:
-        manifest = verified(folder, list(files))
+        manifest = verified(folder, [SHARED])
+        saved = [client for client in private.clients if client_file(client) in manifest.files]
+        files |= {client_file(client): private.room(client) for client in saved}
         contents = {name: _content(folder, name, manifest) for name in files}
     except Damaged as damage:
         raise UserError(

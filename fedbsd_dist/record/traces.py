@@ -15,7 +15,7 @@ from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.phases import Phases
 from fedbsd_dist.record.directory import TRACES
-from fedbsd_dist.record.files import sync_directory, telling
+from fedbsd_dist.record.files import sync, telling
 from fedbsd_dist.wire.world import World
 
 
@@ -79,12 +79,10 @@ class Traces:
             taken.export_chrome_trace(str(plain))
             if not plain.exists():  # what the profiler cannot write whole it takes back, without a word of why
                 raise OSError("the trace does not fit")
-            with plain.open("rb") as source, packed.open("wb") as target:
-                with gzip.open(target, "wb", compresslevel=6) as file:
-                    shutil.copyfileobj(source, file)
-                target.flush()
-                os.fsync(target.fileno())
+            with plain.open("rb") as source, gzip.open(packed, "wb", compresslevel=6) as target:
+                shutil.copyfileobj(source, target)
+            sync(packed)
             os.replace(packed, path)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-        sync_directory(self._folder)
+        sync(self._folder)
