@@ -11,7 +11,7 @@ from fedbsd_dist.batches import Teacher, ask, batch_sizes, batches, large_batch
 from fedbsd_dist.config import Augment, Train
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.models.flat import PARAMETERS, FlatModel, snapshot
+from fedbsd_dist.models.flat import PARAMETERS, FlatModel, frozen, snapshot
 from fedbsd_dist.optimizer import SGD, Correct
 from fedbsd_dist.phases import Phases
 from fedbsd_dist.randomness import named_seed
@@ -122,6 +122,10 @@ class Turn:
     def _features(self, module: nn.Module) -> Tensor:
         with self.phases("distil"):
             return self.outputs(module, self.images)
+
+    def frozen(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """What `module`, a part of the live model, says with its present values, always, without gradient for them."""
+        return frozen(module)
 
     @torch.no_grad()
     def outputs(self, module: nn.Module, images: Tensor) -> Tensor:

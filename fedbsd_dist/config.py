@@ -185,6 +185,11 @@ class Train(Section):
     """L2 penalty on weights (tensors of two or more dimensions), not on biases."""
     participation: float = Field(0.2, gt=0, le=1)
     """Fraction of the clients drawn for a round's cohort, at least one client."""
+    together: int = Field(1, ge=1, le=10**4)
+    """Clients of its part of the cohort that a rank trains in one step, their states stacked: for small models on a
+    GPU, which wait for launches; a CPU is slower with it. Equal to one at a time but for rounding, which also depends
+    on who learns beside whom, hence on the number of ranks. For the methods that learn by plain SGD or distillation
+    and for models whose samples do not depend on each other (no batch norm, no dropout); others are refused."""
 
 
 class Fault(Section):

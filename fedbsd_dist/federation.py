@@ -6,7 +6,7 @@ server commands nobody.
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from fedbsd_dist.methods.contract import AnyOptions, Method
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.randomness import generator
 from fedbsd_dist.testing import Testing, Tests
+from fedbsd_dist.together import Turns, groups
 from fedbsd_dist.wire.channel import Channel
 
 STATE_DIGEST = "state digest"
@@ -71,7 +72,7 @@ class Federation(Clients):
         """
         super().__init__(config, method, model, shards, channel.phases, private_file)
         self.channel, self._train_sizes = channel, train_sizes
-        self._testing = Testing(self, channel.at)
+        self._testing = Testing(self, self._learned, channel.at)
         self.diverged: dict[int, list[int]] = {}
         """Round -> the clients whose learning diverged in it; a run that goes on begins with those before."""
 
@@ -94,18 +95,15 @@ class Federation(Clients):
         counts: dict[int, Tensor] = {}
         trained: Tests = {}
         testing = 0.0
-        for client in filter(self.shards.__contains__, attendance.present):
-            self.channel.at(f"round {number}: client {client} learns")
-            turn = self.receive(client, number)
-            with self.phases("train"):
-                losses = self.method.learn(turn)
+        present = [*filter(self.shards.__contains__, attendance.present)]
+        for turn, losses in self._learned(present, number, f"round {number}: {{}} learns"):
             with self.phases("reduce"):
-                counts[client] = self.upload(turn, losses)
+                counts[turn.client] = self.upload(turn, losses)
             if evaluate:
                 start = time.perf_counter()
                 with self.phases("evaluate"):
                     self.method.deploy(turn)
-                    trained[client] = self._testing.of(turn)
+                    trained[turn.client] = self._testing.of(turn)
                 testing += time.perf_counter() - start
         with self.phases("reduce"):
             aggregate = self.channel.reduce(number, testing)
@@ -140,6 +138,21 @@ class Federation(Clients):
             phases=self.channel.spent(),
             stop=aggregate.stop,
         )
+
+    def _learned(self, clients: Sequence[int], round: int, doing: str) -> Iterator[tuple[Turn, Tensor]]:
+        """After the local learning of each: its turn, with the live model as it then is, and what `learn` returned."""
+        for group in groups(clients, self._train_sizes, self.config.train.together):
+            self.channel.at(doing.format(named(group)))
+            turns = [self.receive(client, round) for client in group]
+            if len(turns) == 1:
+                with self.phases("train"):
+                    losses = self.method.learn(turns[0])
+                yield turns[0], losses
+            else:
+                with self.phases("train"):
+                    several = Turns(turns)
+                    losses = self.method.learn(several)
+                yield from several.each(losses)
 
     def upload(self, turn: Turn, losses: Tensor) -> Tensor:
         """Shared groups onto the channel, the others back into the client's row.

@@ -26,6 +26,7 @@ from fedbsd_dist.methods.contract import Method
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.models.networks import Shape
 from fedbsd_dist.models.split import build_model
+from fedbsd_dist.together import check_together
 from fedbsd_dist.units import size
 from fedbsd_dist.wire.channel import CLOCKS, Channel
 from fedbsd_dist.wire.ledger import Ledger, ring_bytes
@@ -175,8 +176,11 @@ class Plan:
         # live state, its start, gradient, momentum; shared state and its mean; the channel's buffer
         live = FLOAT * sum(buffer.numel() for buffer in self.model.buffers.values())
         common = 2 * live + 2 * self.model_bytes + 2 * self.upload_bytes + self.payload_bytes
+        stacked = self.config.train.together if self.config.train.together > 1 else 0
+        # their states, and as they learn, with gradient and momentum
+        common += 4 * live * stacked
         # images as floats, as many as are prepared at once, and the same again while they are
-        prepared = 2 * FLOAT * pixels * max(PREPARED, self.config.train.batch_size)
+        prepared = 2 * FLOAT * pixels * max(PREPARED, self.config.train.batch_size) * max(1, stacked)
         sizes = [pixels * count for count in self.partition.sizes]
 
         def images(clients: Sequence[int]) -> float:
@@ -211,6 +215,8 @@ def make_plan(config: RunConfig, world: World) -> Plan:
     height, width, channels = samples.x.shape[1:]
     method, model = make_model(config, (channels, height, width), len(samples.classes), placement.device)
     check_batch_norm(model, config.train.batch_size, partition.train_sizes)
+    if config.train.together > 1:
+        check_together(model, method.stacks, config.method.factory or config.method.name, (channels, height, width))
     first = 0 if config.server.trains or world.size == 1 else 1
     return Plan(
         config=config,

@@ -24,6 +24,7 @@ FLOORS = [
     {"federation"},
     {"testing"},
     {"clients"},
+    {"together"},
     {"methods"},
     {"client"},
     {"batches", "private"},

@@ -19,6 +19,7 @@ APART = {
     "checkpoint": {"every", "keep"},
     "fault": {"max_diverged_rounds"},
     "server": {"trains"},
+    "client": {"store"},
     "profile": {"trace", "rounds"},
     "sweep": {"dir", "slice"},
 }
