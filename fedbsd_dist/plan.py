@@ -25,6 +25,7 @@ from fedbsd_dist.methods import make_method
 from fedbsd_dist.methods.contract import Method
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.models.networks import Shape
+from fedbsd_dist.models.precision import learn_in_bfloat16
 from fedbsd_dist.models.split import build_model
 from fedbsd_dist.together import check_together
 from fedbsd_dist.units import size
@@ -241,6 +242,8 @@ def make_model(
     model = FlatModel(split, device, norm_apart=method.local_norm)
     method.check(model)
     model.extend(method.extras(model.groups))
+    if config.train.precision == "bfloat16":
+        learn_in_bfloat16(split, device)
     return method, model
 
 
