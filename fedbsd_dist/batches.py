@@ -47,7 +47,7 @@ def batches(
             if tensors[0] is shard.train_images:
                 chunk[0] = shard.normalized(augment(chunk[0], changes, start, augmentation))
             with torch.no_grad():
-                chunk += [ask(teacher, chunk[0]) for teacher in teachers]
+                chunk += [teacher(chunk[0]) for teacher in teachers]
             yield from zip(*(tensor.split(part) for tensor in chunk), strict=True)
             start += sum(part)
 

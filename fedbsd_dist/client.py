@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedbsd_dist.batches import Teacher, ask, batch_sizes, batches, large_batch
+from fedbsd_dist.batches import PREPARED, Teacher, ask, batch_sizes, batches
 from fedbsd_dist.config import Augment, Train
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.errors import UserError
@@ -95,11 +95,11 @@ class Turn:
         return batches(self.shard, rows, self._sizes, epochs, self.augmentation, self.seed, name, asked)
 
     def _timed(self, teacher: Teacher) -> Teacher:
-        def ask(images: Tensor) -> Tensor:
+        def asked(images: Tensor) -> Tensor:
             with self.phases("distil"):
-                return teacher(images)
+                return ask(teacher, images)
 
-        return ask
+        return asked
 
     def num_steps(self, epochs: int) -> int:
         """Batches of so many epochs."""
@@ -147,7 +147,7 @@ class Turn:
             layer.reset_running_stats()
             layer.train()
             layer.momentum = None  # the mean over all chunks, each counting the same, for they are of one size
-        for chunk in self.images.tensor_split(-(-len(self.images) // large_batch(self.images.device))):
+        for chunk in self.images.tensor_split(-(-len(self.images) // PREPARED)):
             self.model.module.backbone(self.shard.normalized(chunk))
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

@@ -126,8 +126,9 @@ def _nearest(word: str, words: Mapping[str, Any]) -> str:
     """Also finds a right field name under a wrong section, or with none."""
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.7)
     if not near:
-        field = difflib.get_close_matches(word.rpartition(".")[2], {known.rpartition(".")[2] for known in words}, n=1)
-        near = [known for known in words if known.rpartition(".")[2] in field]
+        leaves = [known.rpartition(".")[2] for known in words]
+        field = difflib.get_close_matches(word.rpartition(".")[2], dict.fromkeys(leaves), n=1)
+        near = [known for known, leaf in zip(words, leaves, strict=True) if leaf in field]
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 

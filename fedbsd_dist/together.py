@@ -122,7 +122,7 @@ class Turns(Turn):
                 narrowed = dict(zip(learning, optimizer.narrow(num_clients), strict=True))
                 present = {**{name: values[:num_clients] for name, values in present.items()}, **narrowed}
             # [num_clients, 1 + num_losses]: what is descended, and what is reported
-            means = (weights[:, None] @ losses.of_samples(present, batch)).squeeze(1)
+            means = (weights[..., None] * losses.of_samples(present, batch)).sum(1)
             optimizer.step(means[:, 0].sum())
             if not sums.numel():
                 sums = torch.zeros_like(means[:, 1:])

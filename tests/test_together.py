@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch.distributed as dist
-from ranks import run_ranks
+from ranks import run_ranks, states
 from test_federation import NORM, build
 from test_interface import alone
 from torch import Tensor, nn
@@ -116,8 +116,8 @@ def values_after(federation: Federation, reports: list[Report]) -> Values:
         for stage, table in report.stages.items():
             values[f"loss, {stage}, round {report.round}"] = table[:, 2] / np.maximum(table[:, 1], 1)
     values |= {name: values.numpy() for name, values in federation.shared.items()}
-    for client in federation.private.clients:
-        values |= {f"{name} of {client}": group.numpy() for name, group in federation.private.of(client).items()}
+    for client, state in states(federation).items():
+        values |= {f"{name} of {client}": group.numpy() for name, group in state.items()}
     return values
 
 
@@ -217,10 +217,10 @@ def test_a_client_that_diverges_among_others_changes_none_of_them(world):
     found = []
     for number in (1, 4):
         federation = build(world, *COMMON, *options, f"train.together={number}")
-        federation.private.room(late)["head"].fill_(1e30)
+        states(federation)[late]["head"].fill_(1e30)
         report = federation.round(1)
         assert report.diverged == [late]
-        assert (federation.private.of(late)["head"] == 1e30).all()
+        assert (states(federation)[late]["head"] == 1e30).all()
         found.append(values_after(federation, [report]))
         dist.destroy_process_group()
     assert_equal(found[1], found[0])

@@ -79,11 +79,9 @@ class Traces:
             taken.export_chrome_trace(str(plain))
             if not plain.exists():  # what the profiler cannot write whole it takes back, without a word of why
                 raise OSError("the trace does not fit")
-            with plain.open("rb") as source, packed.open("wb") as target:
-                with gzip.open(target, "wb", compresslevel=6) as file:
-                    shutil.copyfileobj(source, file)
-                target.flush()
-                os.fsync(target.fileno())
+            with plain.open("rb") as source, gzip.open(packed, "wb", compresslevel=6) as target:
+                shutil.copyfileobj(source, target)
+            sync(packed)
             os.replace(packed, path)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
