@@ -177,11 +177,12 @@ class Plan:
         # live state, its start, gradient, momentum; shared state and its mean; the channel's buffer
         live = FLOAT * sum(buffer.numel() for buffer in self.model.buffers.values())
         common = 2 * live + 2 * self.model_bytes + 2 * self.upload_bytes + self.payload_bytes
-        stacked = self.config.train.together if self.config.train.together > 1 else 0
-        # their states, and as they learn, with gradient and momentum
-        common += 4 * live * stacked
         # images as floats, as many as are prepared at once, and the same again while they are
-        prepared = 2 * FLOAT * pixels * max(PREPARED, self.config.train.batch_size) * max(1, stacked)
+        prepared = 2 * FLOAT * pixels * max(PREPARED, self.config.train.batch_size)
+        together = min(self.config.train.together, max(map(len, self.hosted)))
+        if together > 1:  # their states, and as they learn, with gradient and momentum; their samples side by side
+            common += together * (4 * live + pixels * max(self.partition.train_sizes))
+            prepared *= together
         sizes = [pixels * count for count in self.partition.sizes]
 
         def images(clients: Sequence[int]) -> float:
