@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fedbsd_dist.augment import augment, draw
+from fedbsd_dist.augment import Changes, augment, draw
 from fedbsd_dist.config import Augment
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.randomness import generator
@@ -37,13 +37,8 @@ def batches(
     each of `teachers` adds what it says of these. All that is random is named by the seed and `name`: purpose, round,
     client.
     """
-    purpose, *whose = name
-    shuffles, alterations = generator(seed, *name), generator(seed, purpose, "augmentation", *whose)
-    n, device = len(tensors[0]), tensors[0].device
     at_once = max(1, PREPARED // sizes[0])
-    for _ in range(epochs):
-        order = torch.from_numpy(shuffles.permutation(n)).to(device)
-        changes = draw(augmentation, n, alterations, device)
+    for order, changes in passes(len(tensors[0]), epochs, augmentation, seed, name, tensors[0].device):
         start = 0
         for first in range(0, len(sizes), at_once):
             part = sizes[first : first + at_once]
@@ -52,9 +47,20 @@ def batches(
             if tensors[0] is shard.train_images:
                 chunk[0] = shard.normalized(augment(chunk[0], changes, start, augmentation))
             with torch.no_grad():
-                chunk += [ask(teacher, chunk[0]) for teacher in teachers]
+                chunk += [teacher(chunk[0]) for teacher in teachers]
             yield from zip(*(tensor.split(part) for tensor in chunk), strict=True)
             start += sum(part)
+
+
+def passes(
+    n: int, epochs: int, augmentation: Augment, seed: int, name: tuple[str, int, int], device: torch.device
+) -> Iterator[tuple[Tensor, Changes]]:
+    """For each epoch the order in which `n` samples are learned from, int64 [n], and how their images change."""
+    purpose, *whose = name
+    shuffles, alterations = generator(seed, *name), generator(seed, purpose, "augmentation", *whose)
+    for _ in range(epochs):
+        order = torch.from_numpy(shuffles.permutation(n)).to(device)
+        yield order, draw(augmentation, n, alterations, device)
 
 
 def large_batch(device: torch.device) -> int:

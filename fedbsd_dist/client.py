@@ -7,12 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedbsd_dist.batches import Teacher, ask, batch_sizes, batches, large_batch
+from fedbsd_dist.batches import PREPARED, Teacher, ask, batch_sizes, batches
 from fedbsd_dist.config import Augment, Train
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.models.flat import PARAMETERS, FlatModel, snapshot
+from fedbsd_dist.models.flat import PARAMETERS, FlatModel, frozen, snapshot
 from fedbsd_dist.optimizer import SGD, Correct
+from fedbsd_dist.phases import Phases
 from fedbsd_dist.randomness import named_seed
 
 Loss = Callable[..., tuple[Tensor, Sequence[Tensor]]]
@@ -33,11 +34,12 @@ class Turn:
         model: FlatModel,
         shard: Shard,
         private: Mapping[str, Tensor],
+        phases: Phases | None = None,
     ) -> None:
         """`private`: what this client has of its own, group -> float32 [numel]."""
         self.client, self.round, self.seed = client, round, seed
         self.options, self.model, self.shard, self.private = options, model, shard, private
-        self.augmentation = augmentation
+        self.augmentation, self.phases = augmentation, phases or Phases()
         self.images = shard.train_images
         """Training images as stored, uint8 [n, h, w, c]."""
         self.labels = shard.train_labels
@@ -88,9 +90,16 @@ class Turn:
         """
         seed_dropout(named_seed(self.seed, purpose, "dropout", self.round, self.client), self.images.device)
         rows = [*(tensors or (self.images, self.labels)), *(said for said in teachers if isinstance(said, Tensor))]
-        asked = [teacher for teacher in teachers if not isinstance(teacher, Tensor)]
+        asked = [self._timed(teacher) for teacher in teachers if not isinstance(teacher, Tensor)]
         name = (purpose, self.round, self.client)
         return batches(self.shard, rows, self._sizes, epochs, self.augmentation, self.seed, name, asked)
+
+    def _timed(self, teacher: Teacher) -> Teacher:
+        def asked(images: Tensor) -> Tensor:
+            with self.phases("distil"):
+                return ask(teacher, images)
+
+        return asked
 
     def num_steps(self, epochs: int) -> int:
         """Batches of so many epochs."""
@@ -108,7 +117,15 @@ class Turn:
         """What `module`, a part of the live model, says as it is now of every training image, in evaluation mode:
         said once [n, ...], or where images differ each time by a copy of the module, which can be asked.
         """
-        return snapshot(module) if self.augments else self.outputs(module, self.images)
+        return snapshot(module) if self.augments else self._features(module)
+
+    def _features(self, module: nn.Module) -> Tensor:
+        with self.phases("distil"):
+            return self.outputs(module, self.images)
+
+    def frozen(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """What `module`, a part of the live model, says with its present values, always, without gradient for them."""
+        return frozen(module)
 
     @torch.no_grad()
     def outputs(self, module: nn.Module, images: Tensor) -> Tensor:
@@ -130,7 +147,7 @@ class Turn:
             layer.reset_running_stats()
             layer.train()
             layer.momentum = None  # the mean over all chunks, each counting the same, for they are of one size
-        for chunk in self.images.tensor_split(-(-len(self.images) // large_batch(self.images.device))):
+        for chunk in self.images.tensor_split(-(-len(self.images) // PREPARED)):
             self.model.module.backbone(self.shard.normalized(chunk))
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
@@ -150,7 +167,7 @@ class Turn:
         module = self.model.module
         augmented = augmented and self.augments
         if features is None:
-            features = self.listen(module.backbone) if augmented else self.outputs(module.backbone, self.images)
+            features = self.listen(module.backbone) if augmented else self._features(module.backbone)
 
         def loss(*batch: Tensor) -> tuple[Tensor, list[Tensor]]:
             """Labels and features come last."""

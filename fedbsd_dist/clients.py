@@ -12,6 +12,7 @@ from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.methods.contract import Method
 from fedbsd_dist.models.flat import NORM, STATISTICS, FlatModel, State
+from fedbsd_dist.phases import Phases
 from fedbsd_dist.private import PrivateState, Rows, in_file, in_memory
 
 
@@ -24,12 +25,14 @@ class Clients:
         method: Method[Any],
         model: FlatModel,
         shards: Mapping[int, Shard],
+        phases: Phases | None = None,
         private_file: Path | None = None,
     ) -> None:
         """`shards`: of the clients here, the new ones too. All clients begin with the model's present state.
         `private_file`: to be made for `client.store=mmap`.
         """
         self.config, self.method, self.model, self.shards = config, method, model, shards
+        self.phases = phases or Phases()
         self.shared = {
             name: buffer.clone() for name, buffer in shared_groups(method, model, config.model.norm_stats).items()
         }
@@ -59,19 +62,21 @@ class Clients:
         """Load the live model with the shared state and the client's private state. `shard`: the client's, if it is
         at hand; `as_is`: groups that the live model has already.
         """
-        private = self.private.of(client) if client in self.private else {}
-        state = {**self._start, **self.shared, **private}
-        self.model.put({name: values for name, values in state.items() if name not in as_is})
-        return Turn(
-            client=client,
-            round=round,
-            seed=self.config.seed,
-            options=self.config.train,
-            augmentation=self.config.augment,
-            model=self.model,
-            shard=shard or self.shards[client],
-            private=private,
-        )
+        with self.phases("load"):
+            private = self.private.of(client) if client in self.private else {}
+            state = {**self._start, **self.shared, **private}
+            self.model.put({name: values for name, values in state.items() if name not in as_is})
+            return Turn(
+                client=client,
+                round=round,
+                seed=self.config.seed,
+                options=self.config.train,
+                augmentation=self.config.augment,
+                model=self.model,
+                shard=shard or self.shards[client],
+                private=private,
+                phases=self.phases,
+            )
 
     def deployed(self, client: int, round: int, *, shard: Shard | None = None, as_is: Container[str] = ()) -> Turn:
         """The client has received, as `receive` says, and the live model is its personal one."""

@@ -124,10 +124,12 @@ def _explain(problem: Any, prefix: str, methods: Methods) -> str:
 
 def _nearest(word: str, words: Mapping[str, Any]) -> str:
     """Also finds a right field name under a wrong section, or with none."""
-    leaves = {known.rpartition(".")[2]: known for known in words}
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.7)
-    near = near or [leaves[leaf] for leaf in difflib.get_close_matches(word.rpartition(".")[2], leaves, n=1)]
-    return f" Did you mean {near[0]}?" if near else ""
+    if not near:
+        leaves = [known.rpartition(".")[2] for known in words]
+        field = difflib.get_close_matches(word.rpartition(".")[2], dict.fromkeys(leaves), n=1)
+        near = [known for known, leaf in zip(words, leaves, strict=True) if leaf in field]
+    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def fields(methods: Methods) -> list[tuple[str, Any]]:

@@ -3,7 +3,7 @@
 A field's docstring is its help text (`--help` prints them all), with its unit and source.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
 
@@ -185,6 +185,11 @@ class Train(Section):
     """L2 penalty on weights (tensors of two or more dimensions), not on biases."""
     participation: float = Field(0.2, gt=0, le=1)
     """Fraction of the clients drawn for a round's cohort, at least one client."""
+    together: int = Field(1, ge=1, le=10**4)
+    """Clients of its part of the cohort that a rank trains in one step, their states stacked: for small models on a
+    GPU, which wait for launches; a CPU is slower with it. Equal to one at a time but for rounding, which also depends
+    on who learns beside whom, hence on the number of ranks. For the methods that learn by plain SGD or distillation
+    and for models whose samples do not depend on each other (no batch norm, no dropout); others are refused."""
 
 
 class Fault(Section):
@@ -239,6 +244,16 @@ class Wire(Section):
     the run."""
 
 
+class Profile(Section):
+    """Where the time goes. No number of a run depends on it."""
+
+    trace: bool = False
+    """Write a Chrome/Perfetto trace of every rank, for each of `profile.rounds`, below the run directory. Such a round
+    takes longer than others."""
+    rounds: list[Annotated[int, Field(ge=1)]] = Field([2], min_length=1)
+    """Rounds of which a trace is taken, from 1; in the first one things happen that happen once."""
+
+
 class Sweep(Section):
     """Several runs in one launch: an option that is given a list makes one of each value, several their product."""
 
@@ -265,6 +280,7 @@ class RunConfig(Section):
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     wire: Wire = Wire()
+    profile: Profile = Profile()
     sweep: Sweep = Sweep()
 
     def to_yaml(self) -> str:

@@ -6,7 +6,7 @@ server commands nobody.
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from fedbsd_dist.methods.contract import AnyOptions, Method
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.randomness import generator
 from fedbsd_dist.testing import Testing, Tests
+from fedbsd_dist.together import Turns, groups
 from fedbsd_dist.wire.channel import Channel
 
 STATE_DIGEST = "state digest"
@@ -47,6 +48,8 @@ class Report:
     """Those at which somebody was tested."""
     training_seconds: float
     evaluation_seconds: float
+    phases: dict[str, np.ndarray]
+    """Seconds of every rank [ranks] in each phase, from the last collective before the round to the round's last."""
     stop: bool
     """The run was asked to stop after this round."""
 
@@ -67,9 +70,9 @@ class Federation(Clients):
         """`shards`: of this rank's clients, the new ones too. All clients begin with the model's present state.
         `train_sizes`: training samples of all clients that train, on whichever rank. `private_file`: as of `Clients`.
         """
-        super().__init__(config, method, model, shards, private_file)
+        super().__init__(config, method, model, shards, channel.phases, private_file)
         self.channel, self._train_sizes = channel, train_sizes
-        self._testing = Testing(self, channel.at)
+        self._testing = Testing(self, self._learned, channel.at)
         self.diverged: dict[int, list[int]] = {}
         """Round -> the clients whose learning diverged in it; a run that goes on begins with those before."""
 
@@ -92,28 +95,33 @@ class Federation(Clients):
         counts: dict[int, Tensor] = {}
         trained: Tests = {}
         testing = 0.0
-        for client in filter(self.shards.__contains__, attendance.present):
-            self.channel.at(f"round {number}: client {client} learns")
-            turn = self.receive(client, number)
-            losses = self.method.learn(turn)
-            counts[client] = self.upload(turn, losses)
+        present = [*filter(self.shards.__contains__, attendance.present)]
+        for turn, losses in self._learned(present, number, f"round {number}: {{}} learns"):
+            with self.phases("reduce"):
+                counts[turn.client] = self.upload(turn, losses)
             if evaluate:
                 start = time.perf_counter()
-                self.method.deploy(turn)
-                trained[client] = self._testing.of(turn)
+                with self.phases("evaluate"):
+                    self.method.deploy(turn)
+                    trained[turn.client] = self._testing.of(turn)
                 testing += time.perf_counter() - start
-        aggregate = self.channel.reduce(number, testing)
+        with self.phases("reduce"):
+            aggregate = self.channel.reduce(number, testing)
         self.channel.at(f"round {number}: after the sum")
         diverged = self._diverged(number, counts) if aggregate.diverged else []
         if aggregate.weight:
             clients = self.config.data.num_clients
-            self.shared = self.method.update(self.shared, aggregate.groups, aggregate.weight, clients)
+            with self.phases("reduce"):
+                self.shared = self.method.update(self.shared, aggregate.groups, aggregate.weight, clients)
         start = time.perf_counter()
         stages: Stages = {}
         if last:
-            stages = self._gather(number, self._testing.last(number + 1))
+            with self.phases("evaluate"):
+                everybody = self._testing.last(number + 1)
+            stages = self._gather(number, everybody)
         elif evaluate:
-            received = self._testing.received(number + 1)
+            with self.phases("evaluate"):
+                received = self._testing.received(number + 1)
             sound = {client: test for client, test in trained.items() if client not in diverged}
             stages = self._gather(number, {"received": received, "trained": sound})
         *sums, samples = aggregate.metrics
@@ -127,8 +135,24 @@ class Federation(Clients):
             stages=stages,
             training_seconds=aggregate.training_seconds,
             evaluation_seconds=aggregate.evaluation_seconds + time.perf_counter() - start,
+            phases=self.channel.spent(),
             stop=aggregate.stop,
         )
+
+    def _learned(self, clients: Sequence[int], round: int, doing: str) -> Iterator[tuple[Turn, Tensor]]:
+        """After the local learning of each: its turn, with the live model as it then is, and what `learn` returned."""
+        for group in groups(clients, self._train_sizes, self.config.train.together):
+            self.channel.at(doing.format(named(group)))
+            turns = [self.receive(client, round) for client in group]
+            if len(turns) == 1:
+                with self.phases("train"):
+                    losses = self.method.learn(turns[0])
+                yield turns[0], losses
+            else:
+                with self.phases("train"):
+                    several = Turns(turns)
+                    losses = self.method.learn(several)
+                yield from several.each(losses)
 
     def upload(self, turn: Turn, losses: Tensor) -> Tensor:
         """Shared groups onto the channel, the others back into the client's row.

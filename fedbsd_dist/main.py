@@ -25,6 +25,7 @@ from fedbsd_dist.record import claim, directory
 from fedbsd_dist.record.checkpoint import Checkpoints
 from fedbsd_dist.record.recorder import diverged_before, open_record
 from fedbsd_dist.record.saved import take_up
+from fedbsd_dist.record.traces import Traces, check_rounds
 from fedbsd_dist.series import run_all
 from fedbsd_dist.sweep import expand
 from fedbsd_dist.wire.ledger import Ledger
@@ -57,6 +58,7 @@ def planned(config: RunConfig, world: World, check: int | None) -> Plan:
     with world.one_voice("plan"):
         plan = make_plan(config, ranks)
         directory.check(plan.config)
+        check_rounds(plan.config)
     with world.one_voice("memory"):
         if doubts := plan.check_memory(ranks, world.everyone("room", json.dumps(room(plan.placement.device)))):
             world.complain(doubts)
@@ -101,20 +103,24 @@ def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, res
     federation.diverged |= diverged_before(resumed, run_dir, world)
     if world.is_server:
         checkpoints.set_aside(resumed)
+    traces = Traces(run_dir, config, world, channel.phases, plan.placement.device)
     with world.stop.heard(world.watch.alarm), closing(open_record(plan, run_dir, resumed, world)) as recorder:
         recorder.say(plan.text + (f"\nresumed      after round {resumed}" if resumed else ""))
         channel.start()
         stop = False
         for number in range(resumed + 1, config.train.rounds + 1):
-            try:
-                report = federation.round(number)
-            except RunFailed:  # by all ranks alike: what is being saved is there to go on from
-                checkpoints.finish()
-                raise
-            recorder.round(report, ledger.drain())
-            stop = report.stop
-            if checkpoints.due(number) or stop:
-                checkpoints.begin(number, federation.shared, federation.private)
+            with traces.round(number):
+                try:
+                    report = federation.round(number)
+                except RunFailed:  # by all ranks alike: what is being saved is there to go on from
+                    checkpoints.finish()
+                    raise
+                with channel.phases("record"):
+                    recorder.round(report, ledger.drain())
+                stop = report.stop
+                if checkpoints.due(number) or stop:
+                    with channel.phases("checkpoint"):
+                        checkpoints.begin(number, federation.shared, federation.private)
             checkpoints.check()
             if stop and number < config.train.rounds:
                 checkpoints.finish()

@@ -339,8 +339,12 @@ class Memory:
         testing = max(rehearsal.testing, key=lambda line: line.at(large))
         prepared = FLOAT * self.pixels * (min(train, max(PREPARED, batch)) - batch)
         together = min(samples, TOGETHER * large * sum(every) / max(sum(self.partition.test_sizes), 1))
+        # clients that learn at once have a state each, and a copy of it that learns
+        stacked = min(self.config.train.together, len(clients))
+        states = 2 * self.live * stacked if stacked > 1 else 0.0
+        turn = learning.a_sample * batch + prepared + rehearsal.features * train
         phases = [
-            (learning.fixed, learning.a_sample * batch + prepared + rehearsal.features * train),
+            (learning.fixed * stacked + states, turn * stacked),
             (testing.fixed, testing.a_sample * large + (rehearsal.features + self.pixels) * together),
             (reduction, 0.0),
         ]

@@ -21,19 +21,35 @@ Correct = Callable[[Tensors, Tensors], Tensors]
 class SGD:
     """SGD with momentum from zero; weight decay on tensors of two or more dimensions only."""
 
-    def __init__(self, parameters: Sequence[Tensor], options: Train) -> None:
-        """`parameters` are updated in place, wherever their storage is."""
+    def __init__(self, parameters: Sequence[Tensor], options: Train, *, stacked: bool = False) -> None:
+        """`parameters` are updated in place, wherever their storage is. `stacked`: they are those of several clients,
+        [num_clients, ...] each.
+        """
         self._options = options
         self._parameters = list(parameters)
-        self._order = sorted(range(len(parameters)), key=lambda index: parameters[index].dim() <= 1)
+        self._order = sorted(range(len(parameters)), key=lambda index: parameters[index].dim() <= 1 + stacked)
         """Weights first, then biases."""
-        weights = [parameter for parameter in parameters if parameter.dim() > 1]
-        biases = [parameter for parameter in parameters if parameter.dim() <= 1]
+        weights = [parameter for parameter in parameters if parameter.dim() > 1 + stacked]
+        biases = [parameter for parameter in parameters if parameter.dim() <= 1 + stacked]
         self._groups: list[tuple[list[Tensor], list[Tensor | None], float]] = [
             (group, [None] * len(group), decay)
             for group, decay in ((weights, options.weight_decay), (biases, 0.0))
             if group
         ]
+
+    def narrow(self, num_clients: int) -> list[Tensor]:
+        """Go on with the first clients of stacked parameters alone: their part, on the same storage."""
+        self._parameters = [tensor.detach()[:num_clients].requires_grad_() for tensor in self._parameters]
+        ready = (self._parameters[index] for index in self._order)
+        self._groups = [
+            (
+                list(itertools.islice(ready, len(parameters))),
+                [None if momentum is None else momentum[:num_clients] for momentum in momenta],
+                decay,
+            )
+            for parameters, momenta, decay in self._groups
+        ]
+        return self._parameters
 
     def step(self, loss: Tensor, correct: Correct | None = None) -> None:
         """Differentiate `loss` and update."""

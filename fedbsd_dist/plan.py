@@ -26,8 +26,9 @@ from fedbsd_dist.methods.contract import Method
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.models.networks import Shape
 from fedbsd_dist.models.split import build_model
+from fedbsd_dist.together import check_together
 from fedbsd_dist.units import size
-from fedbsd_dist.wire.channel import Channel
+from fedbsd_dist.wire.channel import CLOCKS, Channel
 from fedbsd_dist.wire.ledger import Ledger, ring_bytes
 from fedbsd_dist.wire.world import Placement, World
 
@@ -176,7 +177,7 @@ class Plan:
     def payload_bytes(self) -> int:
         """Of the round's all-reduce."""
         item = 8 if self.config.wire.sum == "exact" else FLOAT
-        return item * (self.upload_bytes // FLOAT + 4 + len(self.method.losses) + 2 * len(self.hosted))
+        return item * (self.upload_bytes // FLOAT + 4 + len(self.method.losses) + CLOCKS * len(self.hosted))
 
 
 def prepare_data(config: RunConfig, world: World) -> None:
@@ -202,6 +203,8 @@ def make_plan(config: RunConfig, world: World) -> Plan:
     height, width, channels = samples.x.shape[1:]
     method, model = make_model(config, (channels, height, width), len(samples.classes), placement.device)
     check_batch_norm(model, config.train.batch_size, partition.train_sizes)
+    if config.train.together > 1:
+        check_together(model, method.stacks, config.method.factory or config.method.name, (channels, height, width))
     first = 0 if config.server.trains or world.size == 1 else 1
     plan = Plan(
         config=config,

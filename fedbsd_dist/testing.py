@@ -4,7 +4,7 @@ Where all personal models have the backbone that was received, it is asked once 
 together; then each client's head has its turn. Nobody waits for the device between clients.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ TOGETHER = 8
 """Large batches that clients are asked for at least at once: the last one is filled up."""
 BACKBONE = ("backbone", STATISTICS["backbone"])
 
+Learned = Callable[[Sequence[int], int, str], Iterable[tuple[Turn, Tensor]]]
+"""(clients, round, what to say that is done, of {}) -> each one's turn, with the live model after its learning, and its
+losses."""
 Tests = dict[int, Tensor]
 """Client -> what `score` gives of its test samples, and behind it of its validation samples where a stage has them:
 float64 [3] or [6], on the device.
@@ -28,9 +31,9 @@ float64 [3] or [6], on the device.
 class Testing:
     """The stages, each of all clients here."""
 
-    def __init__(self, clients: Clients, at: Callable[[str], None]) -> None:
-        """`at` is told what is done now."""
-        self._clients, self._at = clients, at
+    def __init__(self, clients: Clients, learned: Learned, at: Callable[[str], None]) -> None:
+        """`learned` has clients learn in a round; `at` is told what is done now."""
+        self._clients, self._learned, self._at = clients, learned, at
         self._validates = clients.config.data.val_fraction > 0
 
     def received(self, round: int) -> Tests:
@@ -45,7 +48,7 @@ class Testing:
         received, tuned = self._received_and_tuned(round)
         stages = {
             "received": received,
-            "trained": {client: self._trained(client, round) for client in clients.training},
+            "trained": self._trained(round),
             "head_tuned": tuned,
         }
         if clients.method.finetunes:
@@ -112,13 +115,13 @@ class Testing:
         self._at(f"client {client} is tested, as received")
         return self.of(self._clients.deployed(client, round))
 
-    def _trained(self, client: int, round: int) -> Tensor:
-        """After one more local learning, as in a round."""
-        self._at(f"client {client} is tested, trained")
-        turn, method = self._clients.receive(client, round), self._clients.method
-        method.learn(turn)
-        method.deploy(turn)
-        return self.of(turn)
+    def _trained(self, round: int) -> Tests:
+        """After one more local learning of everybody, as in a round."""
+        tests = {}
+        for turn, _ in self._learned(self._clients.training, round, "{} is tested, trained"):
+            self._clients.method.deploy(turn)
+            tests[turn.client] = self.of(turn)
+        return tests
 
     def _head_tuned(self, client: int, round: int) -> Tensor:
         """As received, and then its head alone."""

@@ -7,7 +7,7 @@ from test_interface import SHORT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedbsd_dist.batches import LARGE_BATCH, batch_sizes, batches
+from fedbsd_dist.batches import PREPARED, batch_sizes, batches
 from fedbsd_dist.client import Turn, check_batch_norm
 from fedbsd_dist.commandline import load
 from fedbsd_dist.config import Augment, Model, Train
@@ -128,7 +128,7 @@ def passes(size: int, augmentation: Augment, name=("batches", 1, 0), epochs: int
 def test_what_a_sample_becomes_does_not_depend_on_how_many_are_prepared_at_once(augmentation):
     """Batches of 10 are prepared 51 at a time, of 400 one at a time, of 2,000 are all there is."""
     ours = [passes(size, augmentation) for size in (10, 400, 2000)]
-    assert LARGE_BATCH // 10 == 51
+    assert PREPARED // 10 == 51
     for other in ours[1:]:
         assert all(torch.equal(mine, its) for mine, its in zip(ours[0], other, strict=True))
 

@@ -283,7 +283,7 @@ def _count(world: World) -> tuple[list[tuple[int, int]], list[tuple]]:
 def test_a_round_is_one_all_reduce_however_many_clients_upload():
     for counts, entries in run_ranks(3, _count):
         assert counts == [(0, 0), (1, 1), (1, 1), (2, 2), (2, 2), (3, 3)]  # adding sends nothing
-        elements = NUMEL + 2 + NUM_METRICS + 1 + 2 * 3  # weight, refused, asked to stop, two clocks a rank
+        elements = NUMEL + 2 + NUM_METRICS + 1 + 9 * 3  # weight, refused, asked to stop, each rank's clocks
         by_group = {**SIZES, "scalars": elements - NUMEL}
         assert entries == [(n, "aggregate", "backbone+head", "float32", elements, by_group) for n in (1, 2, 3)]
 

@@ -136,7 +136,7 @@ def _new_client(world: World) -> tuple[dict, dict]:
     turn = federation.receive(client, 3)
     before = statistics(federation)
     features = federation.model.module.backbone.conv[0](turn.shard.normalized(turn.images))
-    federation._head_tuned(client, 3)
+    federation._testing._head_tuned(client, 3)
     after = statistics(federation)
     momenta = {layer.momentum for layer in federation.model.module.modules() if hasattr(layer, "running_mean")}
     assert momenta == {0.1}

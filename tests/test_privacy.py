@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedbsd_dist.client import Turn
 from fedbsd_dist.methods import METHODS
-from fedbsd_dist.wire.channel import Channel, ChannelRefusal
+from fedbsd_dist.wire.channel import CLOCKS, Channel, ChannelRefusal
 from fedbsd_dist.wire.ledger import Ledger
 from fedbsd_dist.wire.world import Placement, World
 
@@ -186,7 +186,7 @@ def _attempt(world: World, attempt: Callable[[Groups], Groups], culprit: int) ->
             channel.add(attempt(groups), 1.0, torch.ones(1))
         except ChannelRefusal:
             refused = True
-    payload = channel._buffer[:-6].tolist()  # without the clocks
+    payload = channel._buffer[: -3 * CLOCKS].tolist()  # without the clocks
     return refused, payload, channel.reduce(1).groups["backbone"].tolist()
 
 

@@ -24,12 +24,13 @@ FLOORS = [
     {"federation", "memory"},
     {"testing"},
     {"clients"},
+    {"together"},
     {"methods"},
     {"client"},
     {"batches", "private"},
     {"augment", "commandline", "data", "environment", "evaluation", "faults", "models", "optimizer", "wire"},
     {"config", "randomness"},
-    {"dialect", "factories", "units"},
+    {"dialect", "factories", "phases", "units"},
     {"errors"},
 ]
 """Rooms, from the top of the house to the ground. An import goes down, or stays within its room."""

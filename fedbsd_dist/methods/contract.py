@@ -34,6 +34,11 @@ class Method(ABC, Generic[AnyOptions]):
     """`deploy` is the method's own, and leaves the backbone as it is: then it is evaluated for all clients together."""
     finetunes: ClassVar[bool] = False
     """It has a test-time step of its own: stage `finetuned`."""
+    stacks: ClassVar[bool] = False
+    """Several clients can learn in one step (`train.together`): `learn` asks a turn for `sgd`, `listen`, `tune_head`,
+    `outputs`, `frozen` alone, and its model for `module`, `put`, `extra`, `store`, `clone`. A loss is then a mean over
+    its batch, of a term for each sample that no other sample has a part in, and changes nothing.
+    """
     losses: ClassVar[tuple[str, ...]] = ("classification",)
     """Names of the losses that `learn` reports."""
 
@@ -99,7 +104,7 @@ def fine_tune(turn: Turn, what: Literal["head", "all"], epochs: int) -> None:
     """The step at test time: the head on features of the received backbone, or the whole model."""
     if what == "head":
         turn.tune_head(epochs, "finetuning")
-    else:
+    elif epochs:
         classify(turn, epochs, purpose="finetuning")
 
 

@@ -26,6 +26,7 @@ class FedAvg(Method[Options]):
 
     Options = Options
     shared = ("backbone", "head")
+    stacks = True
 
     def learn(self, turn: Turn) -> Tensor:
         """E epochs of SGD from the received model."""

@@ -32,6 +32,7 @@ class FedAvgFT(Method[Options]):
     Options = Options
     shared = ("backbone", "head")
     finetunes = True
+    stacks = True
 
     def learn(self, turn: Turn) -> Tensor:
         """E epochs of SGD from the received model."""

@@ -33,6 +33,7 @@ class FedBABU(Method[Options]):
     shared = ("backbone",)
     fixed = ("head",)
     finetunes = True
+    stacks = True
 
     def learn(self, turn: Turn) -> Tensor:
         """E epochs of SGD on the backbone."""

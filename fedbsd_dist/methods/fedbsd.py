@@ -12,18 +12,18 @@ That much is the paper's. The form of L_BSD, lambda, the temperature, the start 
 the schedule are reconstructions, hence options.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fedbsd_dist.client import Turn
 from fedbsd_dist.config import MethodOptions
 from fedbsd_dist.methods.contract import Method, copies
 from fedbsd_dist.methods.distillation import kl
-from fedbsd_dist.models.flat import PARAMETERS, Extra, frozen
+from fedbsd_dist.models.flat import PARAMETERS, Extra
 from fedbsd_dist.models.split import SplitModel
 
 
@@ -60,6 +60,7 @@ class FedBSD(Method[Options]):
 
     Options = Options
     shared = ("backbone",)
+    stacks = True
     losses = ("classification", "distillation")
 
     def extras(self, groups: Sequence[str]) -> dict[str, Extra]:
@@ -73,7 +74,7 @@ class FedBSD(Method[Options]):
         own = model.extra("own")
         model.put(own)
         # the present values of the head, at every step, but no gradient
-        head = frozen(model.module.head)
+        head = turn.frozen(model.module.head)
         head_first = self.options.schedule == "head_then_backbone"
         if head_first:
             turn.tune_head(self.options.head_epochs, augmented=True, features=None if own else teacher)
@@ -87,7 +88,12 @@ class FedBSD(Method[Options]):
         return sums
 
     def loss(
-        self, model: SplitModel, frozen_head: nn.Module, images: Tensor, labels: Tensor, teacher: Tensor
+        self,
+        model: SplitModel,
+        frozen_head: Callable[[Tensor], Tensor],
+        images: Tensor,
+        labels: Tensor,
+        teacher: Tensor,
     ) -> tuple[Tensor, list[Tensor]]:
         """L of one batch, with its two terms to report. `teacher`: features [n, d], without gradient."""
         student = model.backbone(images)

@@ -26,6 +26,7 @@ class FedPer(Method[Options]):
 
     Options = Options
     shared = ("backbone",)
+    stacks = True
 
     def learn(self, turn: Turn) -> Tensor:
         """E epochs of SGD from the received backbone and the client's own head."""

@@ -34,6 +34,7 @@ class FedRep(Method[Options]):
 
     Options = Options
     shared = ("backbone",)
+    stacks = True
 
     def learn(self, turn: Turn) -> Tensor:
         """Head, then backbone."""

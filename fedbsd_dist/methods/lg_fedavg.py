@@ -27,6 +27,7 @@ class LGFedAvg(Method[Options]):
 
     Options = Options
     shared = ("head",)
+    stacks = True
 
     def learn(self, turn: Turn) -> Tensor:
         """E epochs of SGD from the client's own backbone and the received head."""

@@ -26,6 +26,7 @@ class Local(Method[Options]):
 
     Options = Options
     shared = ()
+    stacks = True
 
     def learn(self, turn: Turn) -> Tensor:
         """E epochs of SGD from where the client stopped."""

@@ -37,6 +37,7 @@ class Moon(Method[Options]):
 
     Options = Options
     shared = ("backbone", "head")
+    stacks = True
     losses = ("classification", "contrastive")
 
     def extras(self, groups: Sequence[str]) -> dict[str, Extra]:

@@ -193,9 +193,11 @@ def _check(model: nn.Module, named: list[tuple[str, str, Tensor]]) -> None:
 
 
 def _view(buffer: Tensor, offset: int, shape: torch.Size) -> Tensor:
-    """Convolution weights keep channels_last order inside the buffer: small CNNs run faster so."""
-    view = buffer[offset : offset + shape.numel()]
+    """[..., *shape] of a buffer [..., numel]. Convolution weights keep channels_last order inside the buffer: small
+    CNNs run faster so.
+    """
+    view = buffer[..., offset : offset + shape.numel()]
     if len(shape) == 4:
         out, into, height, width = shape
-        return view.view(out, height, width, into).permute(0, 3, 1, 2)
-    return view.view(shape)
+        return view.view(*buffer.shape[:-1], out, height, width, into).movedim(-1, -3)
+    return view.view(*buffer.shape[:-1], *shape)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedbsd_dist.faults import named
+from fedbsd_dist.record.spending import shares
 from fedbsd_dist.units import duration, size
 
 Line = Mapping[str, Any]
@@ -74,6 +75,7 @@ def closing(summary: Mapping[str, Any], run_dir: str) -> str:
         "time": ", ".join(
             f"{name} {duration(seconds[name])}" for name in ("training", "communication", "evaluation", "checkpoint")
         ),
+        **_rounds_time(seconds, summary["world_size"]),
         "run directory": run_dir,
         "curves": f"tensorboard --logdir {run_dir}/tensorboard",
     }
@@ -83,3 +85,17 @@ def closing(summary: Mapping[str, Any], run_dir: str) -> str:
         f"{summary['world_size']} rank(s), {summary['backend']} on {summary['device']}: {duration(seconds['total'])}"
     )
     return "\n".join([title, "", table(accuracy), "", *(f"{name:{width}}  {fact}" for name, fact in facts.items())])
+
+
+def _rounds_time(seconds: Mapping[str, Any], num_ranks: int) -> dict[str, str]:
+    """Shares of it for the mean rank that hosts clients, and for the server, which may work beside the others."""
+    total, phases = seconds["total"], seconds["phases"]
+    rest = {"other": max(total - sum(phases.values()), 0.0)}
+    of_one = {"where it goes": f"{duration(total)}: {shares({**phases, **rest}, total)}"}
+    if num_ranks == 1:
+        return of_one
+    return {
+        **of_one,
+        "on the server": shares(seconds["server"], total) or "next to nothing",
+        "balance": f"the busiest rank learns {seconds['balance']:.2f} times as long as the mean",
+    }

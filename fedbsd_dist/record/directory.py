@@ -22,12 +22,12 @@ SUMMARY, CONFIG, PARTITION, METRICS, CLIENTS, LEDGER = (
     "clients.csv",
     "ledger.jsonl",
 )
-TENSORBOARD, CHECKPOINTS = "tensorboard", "checkpoints"
+TENSORBOARD, CHECKPOINTS, TRACES = "tensorboard", "checkpoints", "traces"
 PREEMPTED = "PREEMPTED"
 """There while a run that was asked to stop, and has saved, has not gone on."""
 AUTO = "auto"
 # in the order of deletion: stopped half-way, what is left is a whole old run or nothing to go on from
-OURS = (CHECKPOINTS, SUMMARY, METRICS, CLIENTS, LEDGER, TENSORBOARD, PARTITION, PREEMPTED, CONFIG)
+OURS = (CHECKPOINTS, SUMMARY, METRICS, CLIENTS, LEDGER, TENSORBOARD, TRACES, PARTITION, PREEMPTED, CONFIG)
 
 
 def agree(config: RunConfig, world: World) -> Path:
@@ -101,7 +101,7 @@ APART = frozenset(
     }
 )
 """Options that may differ when a run goes on: it may be made longer, moved, saved more often, and forgiven more."""
-APART_SECTIONS = ("server", "client", "checkpoint", "sweep")
+APART_SECTIONS = ("server", "client", "checkpoint", "profile", "sweep")
 """The first of them is compared with the number of ranks."""
 
 

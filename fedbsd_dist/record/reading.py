@@ -19,6 +19,8 @@ APART = {
     "checkpoint": {"every", "keep"},
     "fault": {"max_diverged_rounds"},
     "server": {"trains"},
+    "client": {"store"},
+    "profile": {"trace", "rounds"},
     "sweep": {"dir", "slice"},
 }
 """Options on which no number of a run depends."""

@@ -15,7 +15,7 @@ from fedbsd_dist.data import manifest
 from fedbsd_dist.evaluation import CORRECT, COUNT, LOSS, VALIDATION, best_by_validation, last_rounds, summarize
 from fedbsd_dist.federation import STATE_DIGEST, Report
 from fedbsd_dist.plan import Plan
-from fedbsd_dist.record import console
+from fedbsd_dist.record import console, spending
 from fedbsd_dist.record.directory import (
     CLIENTS,
     CONFIG,
@@ -92,11 +92,11 @@ class Recorder(Silence):
 
     def round(self, report: Report, entries: Sequence[Entry]) -> None:
         """Record a round, with its collectives so far, and show its progress line."""
+        now = time.perf_counter()
         self.ledger(entries)
         attendance, diverged = report.attendance, report.diverged
         sent = len(attendance.present)
         received = sent + len(attendance.late)
-        now = time.perf_counter()
         line = {
             "round": report.round,
             "cohort": len(report.cohort),
@@ -120,6 +120,7 @@ class Recorder(Silence):
                 "training": report.training_seconds,
                 "communication": sum(entry.seconds for entry in entries),
                 "evaluation": report.evaluation_seconds,
+                **spending.of_round(report.phases, self._plan.hosted),
             },
         }
         self._clock = now
@@ -178,8 +179,8 @@ class Recorder(Silence):
         """Write summary.json, last, and print the closing table. `checkpoint_seconds`: of this launch's saving."""
         last = self._lines[-1]
         totals = {
-            part: {key: sum(line[part][key] for line in self._lines) for key in last[part]}
-            for part in ("bytes", "seconds")
+            "bytes": {key: sum(line["bytes"][key] for line in self._lines) for key in last["bytes"]},
+            "seconds": spending.of_run([line["seconds"] for line in self._lines]),
         }
         for key in ("payload", "wire"):
             totals["bytes"][key] = sum(line[f"{key}_bytes"] for line in self._ledger)
@@ -239,9 +240,14 @@ def _exchanges(line: Mapping[str, Any]) -> int:
 
 def _scalars(line: Mapping[str, Any]) -> list[tuple[str, float]]:
     """TensorBoard's names: loss/distillation, accuracy/received_mean (of validation samples validation/received_mean),
-    bytes/wire, seconds/training, faults/late (a number of clients).
+    bytes/wire, seconds/training, seconds/phase_train, faults/late (a number of clients).
     """
-    flat = [(f"{part}/{key}", value) for part in ("loss", "bytes", "seconds") for key, value in line[part].items()]
+    seconds = {**line["seconds"]}
+    phases, server = seconds.pop("phases"), seconds.pop("server")
+    seconds |= {f"phase_{name}": of for name, of in phases.items()}
+    seconds |= {f"server_{name}": of for name, of in server.items()}
+    parts = {"loss": line["loss"], "bytes": line["bytes"], "seconds": seconds}
+    flat = [(f"{part}/{key}", value) for part, of in parts.items() for key, value in of.items()]
     flat += [(f"faults/{kind}", len(clients)) for kind, clients in line["faults"].items()]
     flat += [("faults/duration", line["duration"])] if "duration" in line else []
     return flat + [

@@ -2,7 +2,7 @@
 
 A round's all-reduce carries, in one buffer,
 
-    [ shared groups | total weight | uploads diverged | metrics | ranks asked to stop | seconds busy of every rank ]
+    [ shared groups | total weight | uploads diverged | metrics | ranks asked to stop | clocks of every rank ]
 
 An upload that diverged adds to that one count and to nothing else. The server joins with zeros and
 weight 0 and gets the aggregate for free. With `exact`, every number is a 64-bit fixed-point integer:
@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fedbsd_dist.phases import NAMES, Phases
 from fedbsd_dist.wire.ledger import Entry, Ledger, ring_bytes
 from fedbsd_dist.wire.world import Placement, World
 
@@ -30,6 +31,11 @@ SCALAR_BITS = 20
 """Fraction bits of weights, metrics and seconds in an exact sum (resolution 1e-6)."""
 METRIC_BITS = 32
 """An exact sum takes metrics up to 2**32, of thousands of clients without overflow."""
+
+CLOCKS = 2 + len(NAMES)
+"""Numbers of a rank that every collective carries: seconds busy, and evaluating, and in each phase."""
+WAITING = "waiting"
+"""For other ranks to come to the collectives."""
 
 MAX_WIDTH = 32
 """Numbers a row that `gather` takes: a digest's."""
@@ -90,13 +96,16 @@ class Channel:
         """Magnitude of a parameter above which an upload has diverged."""
         self._metric_limit = 2.0**METRIC_BITS if exact else largest
         self._buffer = torch.zeros(
-            self._num_parameters + 2 + num_metrics + 1 + 2 * world.size,
+            self._num_parameters + 2 + num_metrics + 1 + CLOCKS * world.size,
             dtype=torch.int64 if exact else torch.float32,
             device=placement.device,
         )
         staged = placement.device.type == "cuda" and placement.backend != "nccl"
         self._host = torch.empty_like(self._buffer, device="cpu", pin_memory=True) if staged else None
         self._clock = 0.0
+        self.phases = Phases(placement.device)
+        """Of this rank's work from one collective to the next."""
+        self._spent = np.zeros((world.size, len(NAMES) + 1))
 
     def at(self, doing: str) -> None:
         """What this rank does now, for those who may wait for it."""
@@ -160,7 +169,8 @@ class Channel:
         """The round's one all-reduce; every rank calls it. Leaves the sum empty for the next round."""
         sizes = {name: buffer.numel() for name, buffer in self._shared.items()}
         self._buffer[self._num_parameters + 2 + self._num_metrics] = self._world.stop.asked * self._scalar_scale
-        clocks = self._sum(self._buffer, self._scalar_scale, round, "aggregate", sizes, evaluation_seconds)
+        with self.phases.apart("all-reduce"):
+            clocks = self._sum(self._buffer, self._scalar_scale, round, "aggregate", sizes, evaluation_seconds)
         scalars = self._buffer[self._num_parameters :].double().cpu().numpy() / self._scalar_scale
         weight, diverged, metrics = float(scalars[0]), int(scalars[1]), scalars[2 : 2 + self._num_metrics]
         stop = bool(scalars[2 + self._num_metrics])
@@ -179,6 +189,14 @@ class Channel:
             stop=stop,
         )
 
+    def spent(self) -> dict[str, np.ndarray]:
+        """Seconds of every rank [ranks] in each phase and WAITING, as the collectives since the last call brought them.
+
+        An all-reduce itself counts to `reduce`, as this rank has measured it; all else is the same on every rank.
+        """
+        spent, self._spent = self._spent, np.zeros_like(self._spent)
+        return dict(zip((*NAMES, WAITING), spent.T, strict=True))
+
     def fail(self, problem: str) -> NoReturn:
         """Called by every rank at the same point: gives the run up."""
         self._world.fail(problem)
@@ -192,11 +210,12 @@ class Channel:
         """
         assert width <= MAX_WIDTH, f"{width} numbers a row; tensors of a model go through add()"
         assert not any(isinstance(number, Tensor) for row in rows.values() for number in (row, *row))
-        buffer = torch.zeros(num_rows * width + 2 * self._world.size, dtype=torch.float64)
+        buffer = torch.zeros(num_rows * width + CLOCKS * self._world.size, dtype=torch.float64)
         table = buffer[: num_rows * width].view(num_rows, width)
         if rows:
             table.numpy()[[*rows]] = np.array([*rows.values()], dtype=np.float64)
-        self._sum(buffer, 1.0, round, purpose, {}, 0.0)
+        with self.phases.apart("all-reduce"):
+            self._sum(buffer, 1.0, round, purpose, {}, 0.0)
         return table.numpy()
 
     def _sum(
@@ -208,12 +227,12 @@ class Channel:
         sizes: dict[str, int],
         evaluation_seconds: float,
     ) -> np.ndarray:
-        """All-reduce `buffer` in place and write the ledger; its tail is clocks [ranks, (busy, evaluating)]."""
+        """All-reduce `buffer` in place and write the ledger; its tail is clocks [ranks, CLOCKS]."""
         if buffer.is_cuda:
             torch.cuda.synchronize(buffer.device)
         busy = time.perf_counter() - self._clock
-        clocks = buffer[-2 * self._world.size :].view(self._world.size, 2)
-        mine = torch.tensor([busy, evaluation_seconds], dtype=torch.float64) * scale
+        clocks = buffer[-CLOCKS * self._world.size :].view(self._world.size, CLOCKS)
+        mine = torch.tensor([busy, evaluation_seconds, *self.phases.read().values()], dtype=torch.float64) * scale
         clocks[self._world.rank] = mine.to(clocks)
         wire = self._host if buffer.is_cuda and self._host is not None else buffer
         if wire is not buffer:
@@ -226,6 +245,10 @@ class Channel:
             torch.cuda.synchronize(buffer.device)
         seconds = clocks.double().cpu().numpy() / scale
         now = time.perf_counter()
+        took = max(now - self._clock - float(seconds[:, 0].max()), 0.0)
+        self._spent[:, : len(NAMES)] += seconds[:, 2:]
+        self._spent[:, NAMES.index("reduce")] += took
+        self._spent[:, -1] += seconds[:, 0].max() - seconds[:, 0]
         payload = buffer.numel() * buffer.element_size()
         self._ledger.entries.append(
             Entry(
@@ -237,7 +260,7 @@ class Channel:
                 elements_by_group={**sizes, "scalars": buffer.numel() - sum(sizes.values())},
                 payload_bytes=payload,
                 wire_bytes=ring_bytes(payload, self._world.size),
-                seconds=max(now - self._clock - float(seconds[:, 0].max()), 0.0),
+                seconds=took,
             )
         )
         self._clock = now

@@ -1,19 +1,18 @@
 """What does a round cost beyond its SGD steps?
 
-    python tests/benchmarks/round_overhead.py [RANKS [ROUNDS]] [section.field=value ...]
+    python tests/benchmarks/round_overhead.py [--quick] [RANKS [ROUNDS]] [section.field=value ...]
 
 Times, in turn and on the same ranks, clients and samples, (a) a whole round: load clients, train, upload, reduce,
 server step, record; evaluation left out; and (b) a plain PyTorch loop doing the same SGD steps: one model, the
 tensors in memory and in the fastest format (channels_last), torch.optim.SGD, for FedBSD a frozen copy as teacher in
-every step. Prints the ratio a / b of each method: median, and least to greatest over the rounds.
+every step. The rows are the ratio a / b at two batch sizes, with all clients taking part.
 """
 
 import copy
-import platform
-import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
@@ -21,6 +20,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
+from rows import Row, main, measured
 from torch.nn import functional as F
 
 from fedbsd_dist.commandline import load
@@ -31,6 +31,9 @@ from fedbsd_dist.plan import Plan, make_plan
 from fedbsd_dist.record.recorder import open_record
 from fedbsd_dist.wire.ledger import Ledger
 from fedbsd_dist.wire.world import World
+
+SECONDS = 100, 50
+"""It takes, whole and quick."""
 
 
 def plain_round(plan: Plan, federation: Federation, number: int, inputs: dict, module: torch.nn.Module) -> None:
@@ -99,24 +102,19 @@ def measure(world: World, rounds: int, run_dir: str, overrides: list[str]) -> li
     return times[1:]  # the first round warms up
 
 
-def main() -> None:
-    """Print a row a method."""
-    numbers = [int(argument) for argument in sys.argv[1:] if "=" not in argument]
-    overrides = [argument for argument in sys.argv[1:] if "=" in argument]
-    ranks, rounds = [*numbers, *(3, 7)[len(numbers) :]]
-    print(f"{platform.machine()}, torch {torch.__version__}, {ranks} ranks, {' '.join(overrides) or 'default options'}")
-    rows = []
-    for method in ("fedavg", "fedbsd"):
-        with tempfile.TemporaryDirectory() as run_dir:
-            times = run_ranks(ranks, measure, rounds, run_dir, [f"method.name={method}", *overrides])[0]
-        ratios = [ours / plain for ours, plain in times]
-        ours, plain = (statistics.median(column) for column in zip(*times, strict=True))
-        rows.append(
-            f"{method:8} round {ours:.3f} s, plain loop {plain:.3f} s, "
-            f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}, {rounds} rounds)"
-        )
-    print("\n".join(rows))
+def rows(quick: bool, *arguments: str) -> Iterator[Row]:
+    """A row a method and batch size."""
+    numbers = [int(argument) for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    ranks, rounds = [*numbers, *(3, 3 if quick else 9)[len(numbers) :]]
+    for batch_size, bound in ((10, 1.10), (64, 1.05)):
+        for method in ("fedavg", "fedbsd"):
+            options = [f"train.batch_size={batch_size}", "train.participation=1.0", f"method.name={method}"]
+            with tempfile.TemporaryDirectory() as run_dir:
+                times = run_ranks(ranks, measure, rounds, run_dir, [*options, *overrides])[0]
+            what = f"{method}, batch {batch_size}, {ranks} ranks {' '.join(overrides)}".rstrip()
+            yield measured(1, what, [ours / plain for ours, plain in times], bound=bound)
 
 
 if __name__ == "__main__":
-    main()
+    main(rows)

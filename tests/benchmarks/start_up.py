@@ -1,6 +1,6 @@
 """Seconds from launch to the first SGD step, and memory of each rank then.
 
-    python tests/benchmarks/start_up.py [RANKS ...] [CONFIG.yaml] [section.field=value ...]
+    python tests/benchmarks/start_up.py [--quick] [RANKS ...] [CONFIG.yaml] [section.field=value ...]
 
 Starts the program under torchrun for each number of ranks (8 if none is given), all clients taking part, and stops it
 when every rank that hosts clients has made its first step. A rank's own memory is all but files mapped into it.
@@ -8,12 +8,17 @@ when every rank that hosts clients has made its first step. A rank's own memory 
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+from rows import Row, main, measured
+
+SECONDS = 120, 50
+"""It takes, whole and quick."""
 
 CHILD = "START_UP_FOLDER"
 
@@ -24,7 +29,8 @@ def child(folder: Path) -> None:
     sys.path.insert(0, str(Path(__file__).parents[2]))
     import torch
 
-    from fedbsd_dist import main, optimizer
+    from fedbsd_dist import main as program
+    from fedbsd_dist import optimizer
     from fedbsd_dist.wire.channel import Channel
 
     marks["imports"] = time.time()
@@ -43,16 +49,16 @@ def child(folder: Path) -> None:
         os._exit(0)
 
     step = optimizer.SGD.step
-    optimizer.SGD.step = lambda self, loss: (step(self, loss), leave())  # type: ignore[method-assign]
+    optimizer.SGD.step = lambda self, *of: (step(self, *of), leave())  # type: ignore[method-assign]
     Channel.reduce = leave  # type: ignore[method-assign]  # the server comes here without a step
-    load = main.Plan.load_shards
-    main.Plan.load_shards = lambda self, rank: (marks.update(plan=time.time()), load(self, rank))[1]  # type: ignore
+    load = program.Plan.load_shards
+    program.Plan.load_shards = lambda self, rank: (marks.update(plan=time.time()), load(self, rank))[1]  # type: ignore
     torch.set_num_threads(1)
-    main.main()
+    program.main()
 
 
-def measure(ranks: int, arguments: list[str]) -> None:
-    """Print a row."""
+def measure(ranks: int, arguments: list[str]) -> dict[str, float]:
+    """Of one launch, seconds and MB."""
     with tempfile.TemporaryDirectory() as folder:
         marks = Path(folder) / "marks"
         marks.mkdir()
@@ -64,29 +70,39 @@ def measure(ranks: int, arguments: list[str]) -> None:
         found = [json.loads(path.read_text()) for path in marks.glob("*.json")]
         if len(found) < ranks:
             sys.exit(done.stderr[:3000])
-    first = min(mark["step"] for mark in found) - start
-    last = max(mark["step"] for mark in found) - start
-    spawned = max(mark["process"] for mark in found) - start
-    imports = max(mark["imports"] - mark["process"] for mark in found)
-    planned = max(mark["plan"] - mark["imports"] for mark in found)
-    own = [mark["own"] / 1e6 for mark in found]
-    print(
-        f"{ranks} ranks: first step after {first:.1f} s, on all ranks after {last:.1f} s; "
-        f"torchrun's start {spawned:.1f} s, importing packages {imports:.1f} s, data and plan {planned:.1f} s; "
-        f"own memory {min(own):.0f} to {max(own):.0f} MB a rank, {sum(own):.0f} MB in all"
-    )
+    imported = max(mark["imports"] for mark in found)
+    return {
+        "launched": max(mark["process"] for mark in found) - start,
+        "imports": max(mark["imports"] - mark["process"] for mark in found),
+        "planned": max(mark["plan"] for mark in found) - imported,
+        "beyond": max(mark["step"] for mark in found) - imported,
+        "step": max(mark["step"] for mark in found) - start,
+        "least": min(mark["own"] / 1e6 for mark in found),
+        "most": max(mark["own"] / 1e6 for mark in found),
+    }
 
 
-def main() -> None:
-    """Print a row a number of ranks."""
-    if folder := os.environ.get(CHILD):
-        return child(Path(folder))
-    numbers = [int(argument) for argument in sys.argv[1:] if argument.isdigit()] or [8]
-    arguments = [argument for argument in sys.argv[1:] if not argument.isdigit()]
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {' '.join(arguments) or 'default options'}")
+def rows(quick: bool, *arguments: str) -> Iterator[Row]:
+    """Of each number of ranks."""
+    numbers = [int(argument) for argument in arguments if argument.isdigit()] or [8]
+    options = [argument for argument in arguments if not argument.isdigit()]
     for ranks in numbers:
-        measure(ranks, arguments)
+        runs = [measure(ranks, options) for _ in range(2 if quick else 5)]
+        for key, what, unit, bound in (
+            ("beyond", "from packages imported to the first step on all ranks", "s", 2.0),
+            ("step", "from launch to the first step on all ranks", "s", None),
+            ("launched", "of that, until torchrun has started the ranks", "s", None),
+            ("imports", "of that, importing packages", "s", None),
+            ("planned", "of that, data and plan", "s", None),
+            ("least", "a rank's own memory then, the smallest", "MB", None),
+            ("most", "a rank's own memory then, the largest", "MB", None),
+        ):
+            what = f"{ranks} ranks, {' '.join(options) or 'embedded data'}: {what}"
+            yield measured(5, what, [run[key] for run in runs], unit, bound=bound)
 
 
 if __name__ == "__main__":
-    main()
+    if folder := os.environ.get(CHILD):
+        child(Path(folder))
+    else:
+        main(rows)
