@@ -29,7 +29,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedbsd_dist.batches import PREPARED, large_batch
 from fedbsd_dist.clients import Clients
 from fedbsd_dist.config import RunConfig
-from fedbsd_dist.data.partition import Partition
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.methods import make_method
@@ -262,7 +261,10 @@ class Memory:
 
     config: RunConfig
     device: torch.device
-    partition: Partition
+    sizes: Sequence[int]
+    """All samples of every client."""
+    train_sizes: Sequence[int]
+    test_sizes: Sequence[int]
     hosted: Sequence[Sequence[int]]
     """The clients of every rank."""
     pixels: int
@@ -320,8 +322,7 @@ class Memory:
 
     def _samples(self, clients: Sequence[int]) -> float:
         """With one client at its turn that does not stay."""
-        every = self.partition.sizes
-        sizes = [every[client] for client in clients]
+        sizes = [self.sizes[client] for client in clients]
         images, room = self.pixels * sum(sizes), GB * self.config.data.device_memory
         stay = min(images, room + self.pixels * max(sizes, default=0))
         return stay * (1 + 8 / self.pixels)  # labels are of eight bytes
@@ -331,14 +332,14 @@ class Memory:
         reduction = self.upload * (5 if self.config.wire.sum == "exact" else 3)  # double beside float, or int64 too
         if not clients:
             return reduction, 0.0
-        rehearsal, every = self.rehearsal, self.partition.sizes
-        train = max(map(self.partition.train_sizes.__getitem__, clients))
-        samples = sum(map(every.__getitem__, clients))
+        rehearsal = self.rehearsal
+        train = max(self.train_sizes[client] for client in clients)
+        samples = sum(self.sizes[client] for client in clients)
         batch, large = min(train, self.config.train.batch_size), min(samples, large_batch(self.device))
         learning = max(rehearsal.learning, key=lambda line: line.at(batch))
         testing = max(rehearsal.testing, key=lambda line: line.at(large))
         prepared = FLOAT * self.pixels * (min(train, max(PREPARED, batch)) - batch)
-        together = min(samples, TOGETHER * large * sum(every) / max(sum(self.partition.test_sizes), 1))
+        together = min(samples, TOGETHER * large * sum(self.sizes) / max(sum(self.test_sizes), 1))
         # clients that learn at once have a state each, and a copy of it that learns
         stacked = min(self.config.train.together, len(clients))
         states = 2 * self.live * stacked if stacked > 1 else 0.0
@@ -419,4 +420,4 @@ def _listed(parts: Bytes) -> str:
 
 
 def _ranks(ranks: Sequence[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"{len(ranks)} ranks"

@@ -231,7 +231,9 @@ def measure_memory(plan: Plan) -> Memory | str:
     return Memory(
         config=plan.config,
         device=plan.placement.device,
-        partition=plan.partition,
+        sizes=plan.partition.sizes,
+        train_sizes=plan.partition.train_sizes,
+        test_sizes=plan.partition.test_sizes,
         hosted=plan.hosted,
         pixels=height * width * channels,
         runtime=runtime,

@@ -79,7 +79,7 @@ def test_parts_are_those_that_can_be_counted_by_hand() -> None:
     host, device = found.of(1)
     assert not device
     assert host["private state"] == len(found.hosted[1]) * found.private
-    assert host["samples"] == sum(found.partition.sizes[client] for client in found.hosted[1]) * (256 + 8)
+    assert host["samples"] == sum(found.sizes[client] for client in found.hosted[1]) * (256 + 8)
     assert server["private state"] == server["samples"] == server["activations"] == 0
     assert host["checkpoint"] == (len(found.hosted[1]) + 1) * found.private
     # gradients and momentum of the whole model at least, the channel's buffer, and what was counted above
@@ -128,7 +128,7 @@ def test_too_little_is_refused_with_what_helps_most_first() -> None:
     need = sum(sum(found.of(rank)[0].values()) for rank in range(2))
     with pytest.raises(UserError, match=r"Use client\.store=mmap \(\d+\.\d MB less\), fewer ranks there \(") as refusal:
         found.check([Place(name="host a", ranks=[0, 1], room=0.85 * need)])
-    assert "the memory of host a: ranks 0, 1 will take" in str(refusal.value)
+    assert "the memory of host a: 2 ranks will take" in str(refusal.value)
     assert "private state" in str(refusal.value)
     assert "or a smaller model." in str(refusal.value)
     assert found.check([Place(name="host a", ranks=[0, 1], room=1.2 * need)]) == ""
