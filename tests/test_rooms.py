@@ -21,7 +21,7 @@ FLOORS = [
     {"sweep"},
     {"record", "pictures"},
     {"plan"},
-    {"federation"},
+    {"federation", "memory"},
     {"testing"},
     {"clients"},
     {"together"},
