@@ -17,7 +17,7 @@ from fedbsd_dist.commandline import check_flag, help_text
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import RunFailed
 from fedbsd_dist.federation import Federation
-from fedbsd_dist.memory import room
+from fedbsd_dist.host_memory import room
 from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.plan import Plan, make_plan, prepare_data
 from fedbsd_dist.preflight import inspect

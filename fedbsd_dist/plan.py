@@ -20,13 +20,15 @@ from fedbsd_dist.environment import code_sha256
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.faults import attend
 from fedbsd_dist.federation import cohort_size
-from fedbsd_dist.memory import Memory, own_bytes, places, rehearse
+from fedbsd_dist.host_memory import own_bytes, places
+from fedbsd_dist.memory import Memory
 from fedbsd_dist.methods import make_method
 from fedbsd_dist.methods.contract import Method
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.models.networks import Shape
 from fedbsd_dist.models.precision import learn_in_bfloat16
 from fedbsd_dist.models.split import build_model
+from fedbsd_dist.rehearsal import rehearse
 from fedbsd_dist.together import check_together
 from fedbsd_dist.units import size
 from fedbsd_dist.wire.channel import CLOCKS, Channel

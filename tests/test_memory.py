@@ -8,13 +8,15 @@ from ranks import run_ranks
 from test_interface import SHORT, alone
 from torch.nn import functional as F
 
-from fedbsd_dist import memory
+from fedbsd_dist import host_memory, rehearsal
 from fedbsd_dist.commandline import load
 from fedbsd_dist.errors import UserError
+from fedbsd_dist.host_memory import Place, available_bytes, places
 from fedbsd_dist.main import run
-from fedbsd_dist.memory import Live, Memory, Place, available_bytes, places
+from fedbsd_dist.memory import Memory
 from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.plan import Plan, make_plan
+from fedbsd_dist.rehearsal import Live
 from fedbsd_dist.wire.world import World, meet
 
 MB = 10**6
@@ -59,8 +61,8 @@ def test_a_rehearsal_on_few_samples_tells_of_more(method: str) -> None:
     plan = plan_for(1, f"method.name={method}", "model.name=cnn")
     facts = plan.config, plan.model, (1, 16, 16), 10
     before = plan.model.digest
-    found = memory.rehearse(*facts)
-    (learning, testing), copies, features = memory._turn(*facts, 40)
+    found = rehearsal.rehearse(*facts)
+    (learning, testing), copies, features = rehearsal._turn(*facts, 40)
     assert max(line.at(40) for line in found.learning) == pytest.approx(max(learning), abs=1)
     assert max(line.at(40) for line in found.testing) == pytest.approx(max(testing), abs=1)
     assert (found.copies, found.features) == (copies, features)
@@ -138,8 +140,8 @@ def test_too_little_is_refused_with_what_helps_most_first() -> None:
 
 @pytest.mark.parametrize("flag", ["--check", "--check=4", ""])
 def test_a_refusal_is_one_message_and_writes_nothing(flag: str, tmp_path, capsys, monkeypatch) -> None:
-    held = memory.own_bytes()
-    monkeypatch.setattr(memory, "available_bytes", lambda: -0.5 * held)
+    held = host_memory.own_bytes()
+    monkeypatch.setattr(host_memory, "available_bytes", lambda: -0.5 * held)
     assert alone(*SHORT, *filter(None, [flag]), f"run.dir={tmp_path / 'run'}") == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -149,8 +151,8 @@ def test_a_refusal_is_one_message_and_writes_nothing(flag: str, tmp_path, capsys
 
 
 def _starved(world: World, arguments: list[str]) -> None:
-    memory.available_bytes = lambda: -10.0 * MB if world.rank else 10.0**12  # type: ignore[assignment]
-    memory.own_bytes = lambda: 1.0 * MB  # type: ignore[assignment]
+    host_memory.available_bytes = lambda: -10.0 * MB if world.rank else 10.0**12  # type: ignore[assignment]
+    host_memory.own_bytes = lambda: 1.0 * MB  # type: ignore[assignment]
     run(arguments, world)
 
 
