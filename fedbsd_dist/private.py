@@ -74,9 +74,11 @@ def in_file(numel: int, clients: int, file: Path) -> Rows:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, OWNER_ONLY)
-        os.truncate(handle, FLOAT * numel * clients)
-        mapped = torch.from_file(str(file), shared=True, size=numel * clients, dtype=torch.float32)
-        file.unlink()
+        try:
+            os.truncate(handle, FLOAT * numel * clients)
+            mapped = torch.from_file(str(file), shared=True, size=numel * clients, dtype=torch.float32)
+        finally:
+            file.unlink()
     except (OSError, RuntimeError) as error:
         raise _no_room(file, error) from None
     rows: Iterator[Tensor] = iter(mapped.split(numel))
