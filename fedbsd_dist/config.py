@@ -185,6 +185,9 @@ class Train(Section):
     """L2 penalty on weights (tensors of two or more dimensions), not on biases."""
     participation: float = Field(0.2, gt=0, le=1)
     """Fraction of the clients drawn for a round's cohort, at least one client."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of local learning: `bfloat16` has convolutions and linear layers computed in it (autocast), and is faster where
+    the hardware has it: GPUs, and CPUs with AMX at large batches. State, losses, sums and tests stay float32."""
     together: int = Field(1, ge=1, le=10**4)
     """Clients of its part of the cohort that a rank trains in one step, their states stacked: for small models on a
     GPU, which wait for launches; a CPU is slower with it. Equal to one at a time but for rounding, which also depends

@@ -149,8 +149,9 @@ class Federation(Clients):
                     losses = self.method.learn(turns[0])
                 yield turns[0], losses
             else:
-                with self.phases("train"):
+                with self.phases("load"):
                     several = Turns(turns)
+                with self.phases("train"):
                     losses = self.method.learn(several)
                 yield from several.each(losses)
 

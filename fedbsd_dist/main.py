@@ -6,6 +6,7 @@ torchrun --nproc_per_node=8 -m fedbsd_dist.main run.yaml seed=1        a file of
 torchrun --nproc_per_node=8 -m fedbsd_dist.main seed=[0,1,2]           three runs in one launch, and a table
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -16,6 +17,7 @@ from fedbsd_dist.commandline import check_flag, help_text
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import RunFailed
 from fedbsd_dist.federation import Federation
+from fedbsd_dist.host_memory import room
 from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.plan import Plan, make_plan, prepare_data
 from fedbsd_dist.preflight import inspect
@@ -52,10 +54,14 @@ def planned(config: RunConfig, world: World, check: int | None) -> Plan:
     world.watch.expect(config.wire.silence, config.wire.timeout)
     config = claim.again(config, world)
     prepare_data(config, world)
+    ranks = world.imagined(check) if check else world
     with world.one_voice("plan"):
-        plan = make_plan(config, world.imagined(check) if check else world)
+        plan = make_plan(config, ranks)
         directory.check(plan.config)
         check_rounds(plan.config)
+    with world.one_voice("memory"):
+        if doubts := plan.check_memory(ranks, world.everyone("room", json.dumps(room(plan.placement.device)))):
+            world.complain(doubts)
     return plan
 
 

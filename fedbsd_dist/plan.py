@@ -3,13 +3,12 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedbsd_dist.batches import PREPARED
 from fedbsd_dist.client import check_batch_norm
 from fedbsd_dist.clients import private_groups, shared_groups
 from fedbsd_dist.config import Fault, RunConfig
@@ -21,11 +20,15 @@ from fedbsd_dist.environment import code_sha256
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.faults import attend
 from fedbsd_dist.federation import cohort_size
+from fedbsd_dist.host_memory import own_bytes, places
+from fedbsd_dist.memory import Memory
 from fedbsd_dist.methods import make_method
 from fedbsd_dist.methods.contract import Method
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.models.networks import Shape
+from fedbsd_dist.models.precision import learn_in_bfloat16
 from fedbsd_dist.models.split import build_model
+from fedbsd_dist.rehearsal import rehearse
 from fedbsd_dist.together import check_together
 from fedbsd_dist.units import size
 from fedbsd_dist.wire.channel import CLOCKS, Channel
@@ -62,6 +65,8 @@ class Plan:
     method: Method[Any]
     hosted: list[list[int]]
     """The clients of every rank, ascending."""
+    memory: Memory | str = ""
+    """What ranks take, which the server alone measures, or why that is not known."""
 
     @property
     def shared(self) -> dict[str, Tensor]:
@@ -125,6 +130,16 @@ class Plan:
                 f"{world.names[0]}). All hosts need the same files, packages and options."
             )
 
+    def check_memory(self, world: World, rooms: Sequence[str]) -> str:
+        """A word of doubt, or none, about the memory of `world`'s hosts, where ranks have said what `room` gives; those
+        that are only imagined have not. Raises UserError, on the server alone, where the run does not fit.
+        """
+        if isinstance(self.memory, str):
+            return ""
+        told = [json.loads(text) for text in rooms] if len(rooms) == world.size else [json.loads(rooms[world.rank])]
+        silent: list[list[float]] = [[]] * (world.size - len(told))
+        return self.memory.check(places(world.names, [gpus for gpus, _ in world.hosts], [*told, *silent]))
+
     @property
     def text(self) -> str:
         """Ranks, clients, memory, bytes a round, for a person."""
@@ -156,7 +171,7 @@ class Plan:
             f"of {size(self.model_bytes * cohort)} with FedAvg",
             "on the wire": f"one all-reduce of {size(self.payload_bytes)}, "
             f"{size(ring_bytes(self.payload_bytes, num_ranks))} between ranks by the ring model",
-            "memory": f"at most {size(self.memory_bytes)} of tensors a rank, activations and the runtime apart",
+            "memory": self.memory if isinstance(self.memory, str) else self.memory.text,
         }
         width = max(map(len, rows))
         return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
@@ -166,30 +181,6 @@ class Plan:
         """Of the round's all-reduce."""
         item = 8 if self.config.wire.sum == "exact" else FLOAT
         return item * (self.upload_bytes // FLOAT + 4 + len(self.method.losses) + CLOCKS * len(self.hosted))
-
-    @property
-    def memory_bytes(self) -> int:
-        """Of tensors on the fullest rank."""
-        pixels = int(self.samples.x[0].size)
-        kept = private_groups(self.method, self.model, self.shared)
-        private = FLOAT * sum(self.model.buffers[name].numel() for name in kept)
-        # live state, its start, gradient, momentum; shared state and its mean; the channel's buffer
-        live = FLOAT * sum(buffer.numel() for buffer in self.model.buffers.values())
-        common = 2 * live + 2 * self.model_bytes + 2 * self.upload_bytes + self.payload_bytes
-        stacked = self.config.train.together if self.config.train.together > 1 else 0
-        # their states, and as they learn, with gradient and momentum
-        common += 4 * live * stacked
-        # images as floats, as many as are prepared at once, and the same again while they are
-        prepared = 2 * FLOAT * pixels * max(PREPARED, self.config.train.batch_size) * max(1, stacked)
-        sizes = [pixels * count for count in self.partition.sizes]
-
-        def images(clients: Sequence[int]) -> float:
-            """On the device, with one client at its turn that does not fit."""
-            held = sum(sizes[client] for client in clients)
-            room = GB * self.config.data.device_memory
-            return min(held, room + max((sizes[client] for client in clients), default=0))
-
-        return int(common + prepared + max(private * len(clients) + images(clients) for clients in self.hosted))
 
 
 def prepare_data(config: RunConfig, world: World) -> None:
@@ -218,7 +209,7 @@ def make_plan(config: RunConfig, world: World) -> Plan:
     if config.train.together > 1:
         check_together(model, method.stacks, config.method.factory or config.method.name, (channels, height, width))
     first = 0 if config.server.trains or world.size == 1 else 1
-    return Plan(
+    plan = Plan(
         config=config,
         placement=placement,
         samples=samples,
@@ -226,6 +217,34 @@ def make_plan(config: RunConfig, world: World) -> Plan:
         model=model,
         method=method,
         hosted=assign(partition.train_sizes, partition.num_new, range(first, world.size)),
+    )
+    return replace(plan, memory=measure_memory(plan)) if world.is_server else plan
+
+
+def measure_memory(plan: Plan) -> Memory | str:
+    """What this process holds now, and what a turn takes; or why that cannot be said."""
+    model, (height, width, channels) = plan.model, plan.samples.x.shape[1:]
+    live = FLOAT * sum(buffer.numel() for buffer in model.buffers.values())
+    kept = private_groups(plan.method, model, plan.shared)
+    runtime = own_bytes() - (live if plan.placement.device.type == "cpu" else 0)
+    try:
+        rehearsal = rehearse(plan.config, model, (channels, height, width), len(plan.samples.classes))
+    except Exception as error:  # of a method or model of the user's, which a run may never have learn from so few
+        return f"not known: learning from a few black images failed ({type(error).__name__}: {error})"
+    return Memory(
+        config=plan.config,
+        device=plan.placement.device,
+        sizes=plan.partition.sizes,
+        train_sizes=plan.partition.train_sizes,
+        test_sizes=plan.partition.test_sizes,
+        hosted=plan.hosted,
+        pixels=height * width * channels,
+        runtime=runtime,
+        live=live,
+        private=FLOAT * sum(model.buffers[name].numel() for name in kept),
+        upload=plan.upload_bytes,
+        payload=plan.payload_bytes,
+        rehearsal=rehearsal,
     )
 
 
@@ -241,6 +260,8 @@ def make_model(
     model = FlatModel(split, device, norm_apart=method.local_norm)
     method.check(model)
     model.extend(method.extras(model.groups))
+    if config.train.precision == "bfloat16":
+        learn_in_bfloat16(split, device)
     return method, model
 
 

@@ -89,7 +89,8 @@ class Turns(Turn):
     def each(self, losses: Tensor) -> Iterator[tuple[Turn, Tensor]]:
         """After learning: every client's turn, with the live model as the client has it, and its row of `losses`."""
         for index, (turn, row) in enumerate(zip(self.turns, losses, strict=True)):
-            turn.model.put({name: values[index] for name, values in self.model.buffers.items()})
+            with self.phases("load"):
+                turn.model.put({name: values[index] for name, values in self.model.buffers.items()})
             yield turn, row
 
     def sgd(
@@ -121,7 +122,7 @@ class Turns(Turn):
                 narrowed = dict(zip(learning, optimizer.narrow(num_clients), strict=True))
                 present = {**{name: values[:num_clients] for name, values in present.items()}, **narrowed}
             # [num_clients, 1 + num_losses]: what is descended, and what is reported
-            means = (weights[:, None] @ losses.of_samples(present, batch)).squeeze(1)
+            means = (weights[..., None] * losses.of_samples(present, batch)).sum(1)
             optimizer.step(means[:, 0].sum())
             if not sums.numel():
                 sums = torch.zeros_like(means[:, 1:])
@@ -133,10 +134,10 @@ class Turns(Turn):
     def listen(self, module: nn.Module) -> Tensor | Teacher:
         """As of one client. What can be asked takes images [num_clients, m, c, h, w], of the first so many clients."""
         if not self.augments:
-            return self.outputs(module, self.images)
+            return self._features(module)
         twin, values = snapshot(module), self.model.of(module)
         if all(map(_common, values.values())):
-            return lambda images: twin(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+            return lambda images: ask(twin, images.flatten(0, 1)).unflatten(0, images.shape[:2])
         values = {name: own.clone() for name, own in values.items()}
         said = torch.vmap(partial(functional_call, twin))
         return lambda images: said({name: own[: len(images)] for name, own in values.items()}, images)
@@ -174,7 +175,7 @@ class Turns(Turn):
         Who learns from what is as of one client.
         """
         rows = [*(tensors or (self.images, self.labels)), *(said for said in teachers if isinstance(said, Tensor))]
-        asked = [teacher for teacher in teachers if not isinstance(teacher, Tensor)]
+        asked = [self._timed(teacher) for teacher in teachers if not isinstance(teacher, Tensor)]
         schedule = self._schedule(epochs, purpose)
         at_once = max(1, PREPARED // schedule.width)
         for first in range(0, schedule.steps[0], at_once):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parent / "benchmarks"
-NO_ROWS = {"__main__", "rows", "sides", "digit_domains", "input_path", "kills"}
+NO_ROWS = {"__main__", "rows", "sides", "synthetic", "opened", "digit_domains", "input_path", "kills", "together"}
 """Of the folder's modules: the frame, what others have in common, and what answers to no goal."""
 
 SCRIPT = """

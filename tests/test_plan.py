@@ -55,11 +55,15 @@ def test_sizes_are_counted_by_hand() -> None:
     assert plan_for(2, "wire.sum=exact").payload_bytes == 2 * fedbsd.payload_bytes
 
 
-def test_memory_covers_the_fullest_rank_and_shrinks_with_more_of_them() -> None:
-    few, many = plan_for(2, "data.num_clients=20"), plan_for(11, "data.num_clients=20")
-    images = 256 * max(sum(few.partition.train_sizes[client] for client in hosted) for hosted in few.hosted)
-    assert few.memory_bytes > few.model_bytes + images
-    assert many.memory_bytes < few.memory_bytes
+def test_memory_of_the_fullest_rank_shrinks_with_more_of_them() -> None:
+    """Samples and private state; what every rank has of its own does not."""
+    fullest = []
+    for size in (2, 11):
+        memory = plan_for(size, "data.num_clients=20").memory
+        assert not isinstance(memory, str), memory
+        parts = [memory.of(rank)[0] for rank in range(size)]
+        fullest.append(max(part["samples"] + part["private state"] for part in parts))
+    assert fullest[0] > 4 * fullest[1] > 0
 
 
 def test_the_text_says_what_was_worked_out(capsys) -> None:

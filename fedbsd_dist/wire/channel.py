@@ -176,7 +176,9 @@ class Channel:
         stop = bool(scalars[2 + self._num_metrics])
         groups: dict[str, Tensor] = {}
         if weight:
-            mean = self._buffer[: self._num_parameters].double().div_(self._scale * weight).float()
+            total = self._buffer[: self._num_parameters]
+            # one pass over floats: a quotient of two, rounded once, is what double precision would give
+            mean = total.double().div_(self._scale * weight).float() if self._exact else total / weight
             groups = dict(zip(sizes, mean.split(list(sizes.values())), strict=True))
         self._buffer.zero_()
         return Aggregate(

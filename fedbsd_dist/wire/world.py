@@ -186,7 +186,8 @@ class World:
 
     def imagined(self, size: int) -> "World":
         """A world of another size, all on this host: to plan for, not to meet."""
-        return replace(self, size=size, hosts=((self.hosts[self.rank][0], size),) * size)
+        here = (self.hosts[self.rank][0], size)
+        return replace(self, size=size, hosts=(here,) * size, names=(self.names[self.rank],) * size)
 
     def join(self, placement: Placement) -> None:
         """Make the process group, if this launch has none yet. Under NCCL, gloo still carries the host's tensors."""

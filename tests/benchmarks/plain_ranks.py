@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 from rows import Row, cannot, main, measured
-from sides import SETTINGS, Missing, Ours, class_sgd, contiguous
+from sides import SETTINGS, Missing, Ours, class_sgd, contiguous, of_all
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -85,17 +85,19 @@ class Plain:
 
 
 def measure(world: World, rounds: int, folder: str, options: list[str]) -> list[tuple[bool, float, float]]:
-    """(all clients evaluated, seconds of ours, of the plain processes), round by round."""
+    """(all clients evaluated, the plain processes' time over ours, their processor time over ours), round by round."""
     ours = Ours(world, [*options, "evaluate.every=2"], f"{folder}/run")
     plain = Plain(ours.network(), dict(ours.federation.shards), ours.federation.config.train)
-    times = []
+    ratios = []
     for number in range(1, 2 * rounds + 3):
+        evaluated = number % 2 == 0
         mine, report = ours.round(number)
-        start = time.perf_counter()
-        plain.round(report.cohort, evaluate=number % 2 == 0)
+        start, cpu = time.perf_counter(), time.process_time()
+        plain.round(report.cohort, evaluated)
         dist.barrier()
-        times.append((number % 2 == 0, mine.whole, time.perf_counter() - start))
-    return times[2:]  # the first round of each kind warms up
+        whole, used = time.perf_counter() - start, of_all(time.process_time() - cpu)
+        ratios.append((evaluated, whole / mine.whole, used / mine.cpu))
+    return ratios[2:]  # the first round of each kind warms up
 
 
 def rows(quick: bool) -> Iterator[Row]:
@@ -108,9 +110,11 @@ def rows(quick: bool) -> Iterator[Row]:
             yield cannot(2, f"{name}: plain processes", str(missing))
             continue
         for evaluated, how in ((False, "without evaluation"), (True, "all clients evaluated")):
-            ratios = [theirs / ours for all_tested, ours, theirs in found if all_tested == evaluated]
-            what = f"{name}: round of 2 plain processes over ours, {how}"
-            yield measured(2, what, ratios, bound=AT_LEAST[evaluated], at_most=False)
+            of_kind = [(whole, cpu) for all_tested, whole, cpu in found if all_tested == evaluated]
+            wholes, cpus = zip(*of_kind, strict=True)
+            what = f"{name}: 2 plain processes, {how}"
+            yield measured(2, f"{what}, round over ours", wholes, bound=AT_LEAST[evaluated], at_most=False)
+            yield measured(2, f"{what}, processor time over ours", cpus)
 
 
 if __name__ == "__main__":

@@ -145,15 +145,21 @@ class Ours:
         report = self.federation.round(number)
         self._recorder.round(report, self._ledger.drain())
         dist.barrier()
-        end, used = time.perf_counter(), torch.tensor(time.process_time() - cpu)
-        dist.all_reduce(used)
-        return Seconds(end - start, report.evaluation_seconds, used.item()), report
+        end, used = time.perf_counter(), time.process_time() - cpu
+        return Seconds(end - start, report.evaluation_seconds, of_all(used)), report
 
     def network(self) -> nn.Module:
         """Another model with the first parameters of ours, in PyTorch's own memory format."""
         height, width, channels = self.plan.samples.x.shape[1:]
         config = self.plan.config
         return build_model(config.model, (channels, height, width), len(self.plan.samples.classes), config.seed)
+
+
+def of_all(seconds: float) -> float:
+    """The sum over ranks; every rank calls it."""
+    total = torch.tensor(seconds, dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.item()
 
 
 def contiguous(shard: Shard, images: Tensor) -> Tensor:
