@@ -70,6 +70,12 @@ def test_a_rehearsal_on_few_samples_tells_of_more(method: str) -> None:
     assert plan.model.digest == before
 
 
+def test_activations_of_a_second_step_lie_beside_the_momentum_of_the_first() -> None:
+    plan = plan_for(1, "method.name=fedavg", "train.momentum=0.5")
+    found = memory.rehearse(plan.config, plan.model, (1, 16, 16), 10)
+    assert max(found.learning, key=lambda line: line.at(10**5)).fixed >= plan.model_bytes
+
+
 def test_parts_are_those_that_can_be_counted_by_hand() -> None:
     found = memory_for(3, "method.name=ditto", "train.participation=1.0", "checkpoint.every=1")
     parameters = 256 * 512 + 512 + 512 * 256 + 256 + 256 * 64 + 64 + 64 * 10 + 10
