@@ -1,4 +1,8 @@
-"""The field's networks without normalisation, each an nn.Sequential of named layers ending in the classifier."""
+"""The field's networks without normalisation, each an nn.Sequential of named layers ending in the classifier.
+
+They pool before they rectify: the larger of numbers is the same rectified before or after, and so are the gradients,
+for a quarter of the work.
+"""
 
 from collections import OrderedDict
 
@@ -17,8 +21,8 @@ def cnn(shape: Shape, num_classes: int) -> nn.Sequential:
     """
     channels = shape[0]
     layers: Layers = {
-        "conv1": nn.Sequential(nn.Conv2d(channels, 32, 5), nn.ReLU(), nn.MaxPool2d(2)),
-        "conv2": nn.Sequential(nn.Conv2d(32, 64, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        "conv1": nn.Sequential(nn.Conv2d(channels, 32, 5), nn.MaxPool2d(2), nn.ReLU()),
+        "conv2": nn.Sequential(nn.Conv2d(32, 64, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten()),
     }
     layers["fc1"] = nn.Sequential(nn.Linear(width(layers, shape), 512), nn.ReLU())
     layers["classifier"] = nn.Linear(512, num_classes)
@@ -32,8 +36,8 @@ def fedrep_cnn(shape: Shape, num_classes: int) -> nn.Sequential:
     """
     channels = shape[0]
     layers: Layers = {
-        "conv1": nn.Sequential(nn.Conv2d(channels, 64, 5), nn.ReLU(), nn.MaxPool2d(2)),
-        "conv2": nn.Sequential(nn.Conv2d(64, 64, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        "conv1": nn.Sequential(nn.Conv2d(channels, 64, 5), nn.MaxPool2d(2), nn.ReLU()),
+        "conv2": nn.Sequential(nn.Conv2d(64, 64, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten()),
     }
     layers["fc1"] = nn.Sequential(nn.Linear(width(layers, shape), 120), nn.ReLU())
     layers["fc2"] = nn.Sequential(nn.Linear(120, 64), nn.ReLU())
@@ -49,8 +53,8 @@ def fedrep_cnn_cifar100(shape: Shape, num_classes: int) -> nn.Sequential:
     """
     channels = shape[0]
     layers: Layers = {
-        "conv1": nn.Sequential(nn.Conv2d(channels, 64, 5), nn.ReLU(), nn.MaxPool2d(2)),
-        "conv2": nn.Sequential(nn.Conv2d(64, 128, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        "conv1": nn.Sequential(nn.Conv2d(channels, 64, 5), nn.MaxPool2d(2), nn.ReLU()),
+        "conv2": nn.Sequential(nn.Conv2d(64, 128, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten()),
     }
     layers["fc1"] = nn.Sequential(nn.Linear(width(layers, shape), 256), nn.ReLU())
     layers["fc2"] = nn.Sequential(nn.Linear(256, 128), nn.ReLU())
