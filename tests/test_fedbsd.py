@@ -21,6 +21,7 @@ from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.methods.fedbsd import FedBSD, Options
 from fedbsd_dist.models.flat import FlatModel, frozen, snapshot
 from fedbsd_dist.models.split import SplitModel, build_model
+from fedbsd_dist.wire.channel import CLOCKS
 
 FORMS = ("logits_kl", "features_kl", "features_mse", "features_cosine")
 VARIANTS = [*((form, "backbone") for form in FORMS), ("logits_kl", "backbone_and_head")]
@@ -80,13 +81,13 @@ def test_only_the_backbone_crosses(start_and_run):
     _, run = start_and_run
     entries = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
     aggregates = [entry["elements_by_group"] for entry in entries if entry["purpose"] == "aggregate"]
-    # weight, refusals, two losses and their samples, asked to stop, and two clocks a rank
-    assert aggregates == [{"backbone": BACKBONE, "scalars": 2 + 3 + 1 + 2 * 3}] * 2
+    # weight, refusals, two losses and their samples, asked to stop, and the clocks of every rank
+    assert aggregates == [{"backbone": BACKBONE, "scalars": 2 + 3 + 1 + CLOCKS * 3}] * 2
     others = [entry for entry in entries if entry["purpose"] != "aggregate"]
     assert {entry["purpose"] for entry in others} == {"evaluation", "state digest"}
     assert all(entry["elements_by_group"] == {"scalars": entry["elements"]} for entry in others)
     # a row of 3 numbers for each of 3 stages, or of 32 bytes of a digest, for every client
-    assert all(entry["elements"] <= 32 * (1 + 8) + 2 * 3 for entry in others)
+    assert all(entry["elements"] <= 32 * (1 + 8) + CLOCKS * 3 for entry in others)
     sent = summary(run)["bytes"]
     assert sent["federated_up"] == sent["federated_down"] == 4 * BACKBONE * 2 * COHORT
 
@@ -95,7 +96,8 @@ def test_what_a_client_keeps(start_and_run):
     start, run = start_and_run
     states = [torch.load(path, weights_only=True) for path in sorted(run.glob("checkpoints/*/client-*.pt"))]
     kept = {"own_backbone", "head"} if start == "own" else {"head"}
-    assert [set(state) for state in states] == [kept] * 8
+    assert len(states) >= COHORT  # of who has learned
+    assert all(set(state) == kept for state in states)
     shared = torch.load(run / "checkpoints/round-000002/shared.pt", weights_only=True)
     assert set(shared) == {"backbone"}
     if start == "own":

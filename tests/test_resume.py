@@ -141,7 +141,7 @@ def test_stopped_again_and_again_at_waits_for_the_disk(seed: int, whole: Path, t
 
     monkeypatch.setattr(os, "fsync", stop)
     while not (tmp_path / "run/summary.json").exists():
-        left = draw.randint(2, 60)  # a round with its checkpoint waits about 20 times
+        left = draw.randint(2, 20)  # a round with its checkpoint waits about 10 times
         try:
             assert resume(tmp_path / "run") == 0
         except Stopped:
@@ -162,7 +162,9 @@ def test_stopped_before_a_checkpoint_counts(whole: Path, tmp_path, monkeypatch, 
     monkeypatch.setattr(checkpoint.Checkpoints, "_commit", stop)
     with pytest.raises(Stopped):
         resume(tmp_path / "run")
-    assert len([*(tmp_path / "run/checkpoints/round-000002").iterdir()]) == 5
+    files = {path.name for path in (tmp_path / "run/checkpoints/round-000002").iterdir()}
+    assert {"shared.pt", "client-000001.pt"} <= files
+    assert "manifest.json" not in files
     monkeypatch.undo()
     capsys.readouterr()
     assert resume(tmp_path / "run") == 0
