@@ -99,7 +99,7 @@ def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, res
         private_file = run_dir / f"private-{world.rank}"
         federation = Federation(config, plan.method, plan.model, channel, shards, sizes, private_file)
         if resumed:
-            take_up(run_dir, resumed, federation.shared, federation.private)
+            checkpoints.goes_on(resumed, take_up(run_dir, resumed, federation.shared, federation.private))
     federation.diverged |= diverged_before(resumed, run_dir, world)
     if world.is_server:
         checkpoints.set_aside(resumed)

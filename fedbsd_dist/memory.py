@@ -83,12 +83,9 @@ class Memory:
         fixed, activations = self._work(clients)
         train, every = config.train, config.checkpoint.every
         private = self.private * self._learned(clients, train.rounds)
-        # what did not change since the one before is not copied
-        saved = (
-            self.private * self._learned(clients, min(every, train.rounds))
-            + self.upload * server
-            + max(self.private * bool(private), self.upload * server)
-        )
+        # what did not change since the one before is not copied, nor what is not in memory
+        copied = self._learned(clients, min(every, train.rounds)) * (config.client.store != "mmap")
+        saved = self.private * copied + self.upload * server + max(self.private * bool(private), self.upload * server)
         if every >= train.rounds:  # the one at the end, when nothing else is done
             saved = max(saved - fixed - activations, 0.0)
         host: Bytes = {

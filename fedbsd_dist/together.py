@@ -144,10 +144,11 @@ class Turns(Turn):
 
     def frozen(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """As of one client: inside a loss, the values are those that `module` has there."""
+        twin = snapshot(module)
 
         def said(inputs: Tensor) -> Tensor:
             values = {name: parameter.detach() for name, parameter in module.named_parameters()}
-            outputs: Tensor = functional_call(module, values, (inputs,))
+            outputs: Tensor = functional_call(twin, values, (inputs,))
             return outputs
 
         return said

@@ -42,7 +42,7 @@ class Checkpoints:
         self._watch, self._world = world.watch, world.apart()
         self._writing: _Writing | None = None
         self._last, self._digests = self._folder, dict[str, str]()
-        """The last checkpoint of this launch, and the files of clients that this rank has in it, with their sha256."""
+        """The last checkpoint, and the files of clients that this rank has in it, with their sha256."""
         self.seconds = 0.0
         """Of saving, so far; most of them beside other work."""
 
@@ -53,7 +53,9 @@ class Checkpoints:
 
     def begin(self, round: int, shared: Tensors, private: PrivateState) -> None:
         """Copy what is this rank's to write, and write it while other work goes on: after the one before, and once
-        the record of the round is on disk. A client that did not learn since the one before has the same file in both.
+        the record of the round is on disk. Private state that memory may have no room for twice is written at once. A
+        client that did not learn since the one before has the same file in both.
+
         Raises UserError where it, or the one before, cannot be written.
         """
         self.finish()
@@ -63,18 +65,26 @@ class Checkpoints:
         with telling(self._folder):
             folder.mkdir(parents=True, exist_ok=True)
             same = {name: sha256 for name, sha256 in self._digests.items() if name not in changed}
-            linked = {name: sha256 for name, sha256 in same.items() if self._link(name, folder)}
-        states = {client_file(client): state for client, state in private.learned().items()}
-        files = {name: _copied(state) for name, state in states.items() if name not in linked}
+            there = {name: sha256 for name, sha256 in same.items() if self._link(name, folder)}
+            states = {client_file(client): state for client, state in private.learned().items()}
+            new = {name: state for name, state in states.items() if name not in there}
+            if self._config.client.store == "mmap":
+                there |= {name: _save(folder / name, state) for name, state in new.items()}
+                new = {}
+        files = {name: _copied(state) for name, state in new.items()}
         if self._world.is_server:
             files[SHARED] = _copied(shared)
 
         def write() -> None:
             with telling(self._folder):
-                self._write(round, files, linked)
+                self._write(round, files, there)
 
         self._writing = _Writing(write)
         self._writing.start()
+
+    def goes_on(self, round: int, digests: Mapping[str, str]) -> None:
+        """The run goes on from a round's checkpoint, where this rank's clients have these files, with their sha256."""
+        self._last, self._digests = self._folder / folder_name(round), dict(digests)
 
     def finish(self) -> None:
         """Wait until the last checkpoint counts (on the server) or has been written (elsewhere). Raises UserError."""
@@ -100,12 +110,12 @@ class Checkpoints:
             return False
         return True
 
-    def _write(self, round: int, files: Mapping[str, Tensors], linked: Mapping[str, str]) -> None:
-        """`linked`: files that are there already, with their sha256."""
+    def _write(self, round: int, files: Mapping[str, Tensors], there: Mapping[str, str]) -> None:
+        """`there`: files that have been written, or are linked, with their sha256."""
         start = time.perf_counter()
         folder = self._folder / folder_name(round)
-        digests = {**linked, **{name: _save(folder / name, state) for name, state in files.items()}}
-        for name in files:  # all together, for one by one each would wait for the disk
+        digests = {**there, **{name: _save(folder / name, state) for name, state in files.items()}}
+        for name in digests:  # all together, for one by one each would wait for the disk
             sync(folder / name)
         sync(folder)
         self._last, self._digests = folder, {name: sha256 for name, sha256 in digests.items() if name != SHARED}

@@ -73,31 +73,32 @@ def _content(folder: Path, name: str, manifest: Manifest) -> bytes:
     return content
 
 
-def take_up(run: Path, round: int, shared: Tensors, private: PrivateState) -> None:
+def take_up(run: Path, round: int, shared: Tensors, private: PrivateState) -> dict[str, str]:
     """Fill, in place, the shared state and some clients' private state with those after a round.
 
-    A client without a file had not learned yet. Files of other clients need not be there, and are not read. Raises
-    UserError for a checkpoint that is not there, does not verify, or is of another model.
+    A client without a file had not learned yet. Files of other clients need not be there, and are not read. Returns
+    those of the clients, name -> sha256. Raises UserError for a checkpoint that is not there, does not verify, or is of
+    another model.
     """
     folder = run / CHECKPOINTS / folder_name(round)
-    files: dict[str, Tensors] = {SHARED: shared}
     try:
         manifest = verified(folder, [SHARED])
-        saved = [client for client in private.clients if client_file(client) in manifest.files]
-        files |= {client_file(client): private.room(client) for client in saved}
-        contents = {name: _content(folder, name, manifest) for name in files}
+        saved = {client_file(client): client for client in private.clients if client_file(client) in manifest.files}
+        for name in (SHARED, *saved):  # one at a time: together they may be more than there is memory for
+            tensors = shared if name == SHARED else private.room(saved[name])
+            found, expected = _fill(_content(folder, name, manifest), tensors), _sizes(tensors)
+            if found != expected:
+                raise UserError(
+                    f"{folder / name}: holds {found}, and the model of {run / CONFIG} has {expected}. Bring back the "
+                    "files of the run, and the code of a model of your own, as they were."
+                )
     except Damaged as damage:
         raise UserError(
             f"{folder}: is no checkpoint that can be used: {damage}. Bring back its files, or make the run again: "
             f"python -m fedbsd_dist.main {run / CONFIG} run.dir=NEW checkpoint.every=10"
         ) from None
-    for name, tensors in files.items():
-        found, expected = _fill(contents[name], tensors), _sizes(tensors)
-        if found != expected:
-            raise UserError(
-                f"{folder / name}: holds {found}, and the model of {run / CONFIG} has {expected}. Bring back the files "
-                "of the run, and the code of a model of your own, as they were."
-            )
+    private.changed.clear()
+    return {name: manifest.files[name] for name in saved}
 
 
 def _fill(content: bytes, tensors: Tensors) -> object:
