@@ -137,7 +137,7 @@ def test_what_is_there_is_shared_by_the_ranks_of_a_host() -> None:
 def test_too_little_is_refused_with_what_helps_most_first() -> None:
     found = memory_for(2, "method.name=ditto", "train.participation=1.0", "data.num_clients=450", "data.min_samples=1")
     need = sum(sum(found.of(rank)[0].values()) for rank in range(2))
-    with pytest.raises(UserError, match=r"Use client\.store=mmap \(\d+\.\d MB less\), fewer ranks there \(") as refusal:
+    with pytest.raises(UserError, match=r"Use client\.store=mmap \(\d+\.\d GB less\), fewer ranks there \(") as refusal:
         found.check([Place(name="host a", ranks=[0, 1], room=0.85 * need)])
     assert "the memory of host a: 2 ranks will take" in str(refusal.value)
     assert "private state" in str(refusal.value)
