@@ -36,8 +36,8 @@ UNCERTAINTY = 0.1
 TENSORBOARD = 4e6
 """Bytes that its import and its writer take on the server: 3 to 5 MB were measured."""
 HEAP = 0.5
-"""Bytes of the heap a byte of what comes and goes in a turn and a checkpoint, on a CPU: freed blocks of some MB that
-the next ones do not fit into. 0.3 to 0.9 were measured, and none at all where every large block was mapped by itself
+"""Bytes of the heap a byte of what comes and goes in a turn, on a CPU: freed blocks of some MB that the next ones do
+not fit into. 0.3 to 0.9 were measured, and none at all where every large block was mapped by itself
 (MALLOC_MMAP_THRESHOLD_=1048576), with which learning took a quarter longer."""
 STEPS = 15e6
 """Bytes of holes that the small results of the first hundred steps leave, for they lie between larger blocks: 12 to
@@ -100,8 +100,7 @@ class Memory:
         if config.client.store != "mmap":
             (device if config.client.store == "device" else host)["private state"] = private
         if self.device.type == "cpu":
-            comes_and_goes = fixed + activations + host["checkpoint"]
-            return {**host, **device, "heap": (HEAP * comes_and_goes + STEPS) * bool(clients)}, {}
+            return {**host, **device, "heap": (HEAP * (fixed + activations) + STEPS) * bool(clients)}, {}
         host["model"] = self.payload  # staged
         return host, device
 

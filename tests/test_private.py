@@ -43,6 +43,14 @@ def test_the_numbers_do_not_depend_on_the_place(runs, store):
     assert (runs[store] / "clients.csv").read_bytes() == (runs["device"] / "clients.csv").read_bytes()
 
 
+def test_a_clients_file_holds_nothing_of_others(runs):
+    """Rows of a mapped file are views of one storage, which would be saved whole with each of them."""
+    names = sorted(path.relative_to(runs["device"]) for path in runs["device"].rglob("client-*.pt"))
+    assert names
+    for name in names:
+        assert (runs["mmap"] / name).read_bytes() == (runs["device"] / name).read_bytes()
+
+
 def test_the_mapped_file_has_no_name(runs):
     top = {store: {path.name for path in run.iterdir()} for store, run in runs.items()}
     assert top["mmap"] == top["device"]

@@ -69,7 +69,7 @@ class Checkpoints:
             states = {client_file(client): state for client, state in private.learned().items()}
             new = {name: state for name, state in states.items() if name not in there}
             if self._config.client.store == "mmap":
-                there |= {name: _save(folder / name, state) for name, state in new.items()}
+                there |= {name: _save(folder / name, _copied(state)) for name, state in new.items()}
                 new = {}
         files = {name: _copied(state) for name, state in new.items()}
         if self._world.is_server:
