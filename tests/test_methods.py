@@ -75,6 +75,7 @@ def shared(path: Path) -> dict[str, Tensor]:
 
 
 def private(path: Path) -> list[dict[str, Tensor]]:
+    """Of the clients that ever learned."""
     return [torch.load(file, weights_only=True) for file in sorted(path.glob("checkpoints/*/client-*.pt"))]
 
 
@@ -114,19 +115,26 @@ def test_dittos_common_model_is_fedavgs_and_its_personal_ones_are_evaluated(run:
 def test_apfl_that_mixes_nothing_in_evaluates_fedavgs_model(run: Run):
     fedavg, apfl = run("method.name=fedavg"), run("method.name=apfl", "method.alpha=0.0", "method.mean=samples")
     for stage in ("received", "trained", "head_tuned"):
-        assert results(apfl, stage) == results(fedavg, stage)
+        # FedAvg's clients are tested together, and some batches of one size or another differ in the last bits
+        for (*mine, loss), (*theirs, other) in zip(results(apfl, stage), results(fedavg, stage), strict=True):
+            assert mine == theirs
+            assert float(loss) == pytest.approx(float(other), rel=1e-5)
     assert bits(shared(apfl)) == bits(shared(fedavg))
     assert results(run("method.name=apfl", "method.mean=samples"), "received") != results(fedavg, "received")
 
 
 def test_apfl_mixes_by_alpha_and_1_minus_alpha(run: Run):
     """At alpha = 1 the evaluated model is the client's own, whatever the common one is."""
-    own = private(run("method.name=apfl", "method.alpha=1.0"))
+    path = run("method.name=apfl", "method.alpha=1.0")
+    files = {int(file.stem.rpartition("-")[2]): file for file in path.glob("checkpoints/*/client-*.pt")}
     plan = make_plan(load([*SHORT, "method.name=apfl", "method.alpha=1.0"], OPTIONS), meet())
-    assert results(run("method.name=apfl", "method.alpha=1.0"), "received") == [
-        (str(client), *_test(plan, client, {"backbone": state["personal_backbone"], "head": state["personal_head"]}))
-        for client, state in enumerate(own)
-    ]
+    start = {name: values.clone() for name, values in plan.model.buffers.items()}
+    assert 0 < len(files) < CLIENTS
+    for client, *found in results(path, "received"):
+        file = files.get(int(client))
+        state = torch.load(file, weights_only=True) if file else start
+        own = {"backbone": state["personal_backbone"], "head": state["personal_head"]}
+        assert tuple(found) == _test(plan, int(client), own)
 
 
 def _test(plan, client: int, state: dict[str, Tensor]) -> tuple[str, str]:
@@ -168,11 +176,11 @@ def test_scaffolds_control_variates_sum_to_the_servers(run: Run):
     path = run("method.name=scaffold")
     control, own = shared(path), private(path)
     for part in ("backbone", "head"):
-        mean = torch.stack([state[f"own_control_{part}"].double() for state in own]).mean(0)
+        mean = torch.stack([state[f"own_control_{part}"].double() for state in own]).sum(0) / CLIENTS
         assert mean.abs().max() > 1e-3
         torch.testing.assert_close(control[f"control_{part}"].double(), mean, rtol=0, atol=1e-6)
-    never = [state for state in own if not state["own_control_head"].any()]
-    assert len(never) < CLIENTS
+    assert 0 < len(own) < CLIENTS
+    assert all(state["own_control_head"].any() for state in own)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])

@@ -45,6 +45,7 @@ class Case:
 
 
 MAIN, FEDERATION, RECORDER = "main", "federation:Federation", "record.recorder:Recorder"
+TESTING = "testing:Testing"
 LEARNS = r"round \d: client \d learns"
 CASES = {
     "options": Case(1, MAIN, "expand", 1, "starting"),
@@ -53,8 +54,8 @@ CASES = {
     "joining": Case(0, MAIN, "Federation", 1, "making the process group"),
     "learning": Case(1, FEDERATION, "receive", 1, LEARNS),
     "the sum": Case(2, "wire.channel:Channel", "_sum", 2, LEARNS),
-    "evaluation": Case(1, FEDERATION, "_received", 1, "round 1: after the sum", options=["evaluate.every=1"]),
-    "last evaluation": Case(2, FEDERATION, "_head_tuned", 1, r"client \d is tested, trained"),
+    "evaluation": Case(1, TESTING, "received", 1, "round 1: after the sum", options=["evaluate.every=1"]),
+    "last evaluation": Case(2, TESTING, "of", 1, r"client \d is tested, trained"),
     "checkpoint": Case(1, "record.checkpoint", "_save", 1, ".*", options=["checkpoint.every=1"]),
     "the digest": Case(1, FEDERATION, "state_sha256", 1, "round 2: evaluation"),
     "the record": Case(0, RECORDER, "round", 1, "round 1: after the sum"),
