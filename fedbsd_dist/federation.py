@@ -6,8 +6,9 @@ server commands nobody.
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,18 +96,20 @@ class Federation(Clients):
         counts: dict[int, Tensor] = {}
         trained: Tests = {}
         testing = 0.0
+        meanwhile: Callable[[], None] | None = None
         present = [*filter(self.shards.__contains__, attendance.present)]
         for turn, losses in self._learned(present, number, f"round {number}: {{}} learns"):
             with self.phases("reduce"):
                 counts[turn.client] = self.upload(turn, losses)
-            if evaluate:
+            if evaluate and len(counts) == len(present):
+                # the last one's model stays alive: it is tested while the sum is on its way
+                meanwhile = partial(self._test_trained, turn, trained)
+            elif evaluate:
                 start = time.perf_counter()
-                with self.phases("evaluate"):
-                    self.method.deploy(turn)
-                    trained[turn.client] = self._testing.of(turn)
+                self._test_trained(turn, trained)
                 testing += time.perf_counter() - start
         with self.phases("reduce"):
-            aggregate = self.channel.reduce(number, testing)
+            aggregate = self.channel.reduce(number, testing, meanwhile)
         self.channel.at(f"round {number}: after the sum")
         diverged = self._diverged(number, counts) if aggregate.diverged else []
         if aggregate.weight:
@@ -154,6 +157,12 @@ class Federation(Clients):
                 with self.phases("train"):
                     losses = self.method.learn(several)
                 yield from several.each(losses)
+
+    def _test_trained(self, turn: Turn, tests: Tests) -> None:
+        """The live model, just trained, as the client's personal one."""
+        with self.phases("evaluate"):
+            self.method.deploy(turn)
+            tests[turn.client] = self._testing.of(turn)
 
     def upload(self, turn: Turn, losses: Tensor) -> Tensor:
         """Shared groups onto the channel, the others back into the client's row.

@@ -268,7 +268,7 @@ def _count(world: World) -> tuple[list[tuple[int, int]], list[tuple]]:
     channel, groups = open_channel(world, join(world), False, uploads)
     calls: list[torch.Tensor] = []
     all_reduce = dist.all_reduce
-    dist.all_reduce = lambda tensor: (calls.append(tensor), all_reduce(tensor))
+    dist.all_reduce = lambda tensor, **options: calls.append(tensor) or all_reduce(tensor, **options)
     counts = []
     for number in range(1, 4):
         for upload in uploads[: number + world.rank]:

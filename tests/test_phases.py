@@ -4,7 +4,7 @@ import contextlib
 import gzip
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,11 @@ from ranks import federate, run_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_channel import join, make_uploads, open_channel
 from test_fedbsd import Participant
+from test_federation import build
 from test_interface import alone, tree
 from test_resume import Stopped
 
-from fedbsd_dist.batches import large_batch
+from fedbsd_dist.batches import PREPARED
 from fedbsd_dist.config import Augment, Train
 from fedbsd_dist.methods.fedbsd import FedBSD
 from fedbsd_dist.phases import NAMES, Phases
@@ -175,7 +176,7 @@ def test_what_is_said_of_samples_is_distillation(augmentation: Augment) -> None:
     turn.phases.annotate = lambda name: contextlib.nullcontext(seen.append(name))
     with turn.phases("train"):
         method.learn(turn)
-    once = -(-len(turn.images) // large_batch(turn.images.device))
+    once = -(-len(turn.images) // PREPARED)
     assert seen[0] == "train"
     assert set(seen[1:]) == {"distil"}
     assert (len(seen) == 2) if augmentation == Augment() else (2 * once <= len(seen) - 1 <= 2 * once + 4)
@@ -184,6 +185,30 @@ def test_what_is_said_of_samples_is_distillation(augmentation: Augment) -> None:
     seconds = turn.phases.read()
     assert min(seconds.pop("train"), seconds.pop("distil")) > 0
     assert set(seconds.values()) == {0}
+
+
+def _order(world: World) -> list[str]:
+    """Begin and end of what a rank does in a round with an evaluation, until the sum is there."""
+    federation = build(world, "evaluate.every=1", "train.participation=1.0")
+    seen: list[str] = []
+
+    @contextlib.contextmanager
+    def annotate(name: str) -> Iterator[None]:
+        seen.append(f"+{name}")
+        yield
+        seen.append(f"-{name}")
+
+    federation.phases.annotate = annotate
+    federation.round(1)
+    return seen[: seen.index("-all-reduce") + 1]
+
+
+def test_the_last_client_is_tested_while_the_sum_is_on_its_way() -> None:
+    server, *others = run_ranks(3, _order)
+    assert server == ["+reduce", "+all-reduce", "-all-reduce"]
+    for seen in others:
+        assert seen[-5:] == ["+reduce", "+all-reduce", "+evaluate", "-evaluate", "-all-reduce"]
+        assert seen.count("+evaluate") == seen.count("+train") > 1
 
 
 def _late(world: World) -> tuple[list[dict[str, list[float]]], float]:

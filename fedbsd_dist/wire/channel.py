@@ -12,7 +12,7 @@ same bits.
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -165,12 +165,18 @@ class Channel:
         if missing:
             raise ChannelRefusal(f"upload without the shared group(s) {', '.join(sorted(missing))}")
 
-    def reduce(self, round: int, evaluation_seconds: float = 0.0) -> Aggregate:
-        """The round's one all-reduce; every rank calls it. Leaves the sum empty for the next round."""
+    def reduce(
+        self, round: int, evaluation_seconds: float = 0.0, meanwhile: Callable[[], None] | None = None
+    ) -> Aggregate:
+        """The round's one all-reduce; every rank calls it. Leaves the sum empty for the next round. `meanwhile` is done
+        while the numbers travel, and neither needs them nor changes them.
+        """
         sizes = {name: buffer.numel() for name, buffer in self._shared.items()}
         self._buffer[self._num_parameters + 2 + self._num_metrics] = self._world.stop.asked * self._scalar_scale
         with self.phases.apart("all-reduce"):
-            clocks = self._sum(self._buffer, self._scalar_scale, round, "aggregate", sizes, evaluation_seconds)
+            clocks = self._sum(
+                self._buffer, self._scalar_scale, round, "aggregate", sizes, evaluation_seconds, meanwhile
+            )
         scalars = self._buffer[self._num_parameters :].double().cpu().numpy() / self._scalar_scale
         weight, diverged, metrics = float(scalars[0]), int(scalars[1]), scalars[2 : 2 + self._num_metrics]
         stop = bool(scalars[2 + self._num_metrics])
@@ -228,6 +234,7 @@ class Channel:
         purpose: str,
         sizes: dict[str, int],
         evaluation_seconds: float,
+        meanwhile: Callable[[], None] | None = None,
     ) -> np.ndarray:
         """All-reduce `buffer` in place and write the ledger; its tail is clocks [ranks, CLOCKS]."""
         if buffer.is_cuda:
@@ -240,14 +247,19 @@ class Channel:
         if wire is not buffer:
             wire.copy_(buffer)
         with self._world.watch.meeting(f"{f'round {round}: ' if round else ''}{purpose}"):
-            dist.all_reduce(wire)
+            work = dist.all_reduce(wire, async_op=True)
+            start = time.perf_counter()
+            if meanwhile:
+                meanwhile()
+            elsewhere = time.perf_counter() - start
+            work.wait()
         if wire is not buffer:
             buffer.copy_(wire)
         if buffer.is_cuda:
             torch.cuda.synchronize(buffer.device)
         seconds = clocks.double().cpu().numpy() / scale
         now = time.perf_counter()
-        took = max(now - self._clock - float(seconds[:, 0].max()), 0.0)
+        took = max(now - self._clock - float(seconds[:, 0].max()) - elsewhere, 0.0)
         self._spent[:, : len(NAMES)] += seconds[:, 2:]
         self._spent[:, NAMES.index("reduce")] += took
         self._spent[:, -1] += seconds[:, 0].max() - seconds[:, 0]
