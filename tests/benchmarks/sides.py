@@ -149,10 +149,16 @@ class Ours:
         return Seconds(end - start, report.evaluation_seconds, of_all(used)), report
 
     def network(self) -> nn.Module:
-        """Another model with the first parameters of ours, in PyTorch's own memory format."""
+        """Another model with the first parameters of ours, in PyTorch's own memory format, and its layers in the order
+        in which they are usually written: rectified, then pooled.
+        """
         height, width, channels = self.plan.samples.x.shape[1:]
         config = self.plan.config
-        return build_model(config.model, (channels, height, width), len(self.plan.samples.classes), config.seed)
+        model = build_model(config.model, (channels, height, width), len(self.plan.samples.classes), config.seed)
+        for layer in model.backbone.children():
+            if isinstance(layer, nn.Sequential) and isinstance(layer[1], nn.MaxPool2d):
+                layer[1], layer[2] = layer[2], layer[1]
+        return model
 
 
 def of_all(seconds: float) -> float:
