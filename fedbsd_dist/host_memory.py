@@ -1,5 +1,6 @@
 """The memory that there is: of this process's host, and of its GPU."""
 
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,9 @@ import torch
 
 
 def own_bytes() -> float:
-    """What this process holds in pages of its own, no file's."""
+    """What this process holds in pages of its own, no file's; where the system does not tell, its peak with them."""
+    if not Path("/proc/self/status").exists():
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return 1024.0 * sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssShmem"))
 

@@ -71,6 +71,8 @@ def in_file(numel: int, clients: int, file: Path) -> Rows:
 
     Raises UserError, also while rows are made, where the disk has no room.
     """
+    if not hasattr(os, "posix_fallocate"):
+        raise UserError("client.store=mmap: this system cannot reserve room in a file. Use client.store=host.")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, OWNER_ONLY)
