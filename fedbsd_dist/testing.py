@@ -146,7 +146,9 @@ def together(turn: Turn, images: Sequence[Tensor]) -> Sequence[Tensor]:
     backbone = turn.model.module.eval().backbone
     every = torch.cat([*images])
     size = large_batch(every.device)
-    filled = torch.cat([every, every[:1].expand(-len(every) % size, *every.shape[1:])]) if len(every) else every
+    if not len(every):
+        return images
+    filled = torch.cat([every, every[:1].expand(-len(every) % size, *every.shape[1:])])
     features = torch.cat([backbone(turn.shard.normalized(batch)) for batch in filled.split(size)])
     parts: Sequence[Tensor] = features[: len(every)].split([len(some) for some in images])
     return parts

@@ -141,7 +141,7 @@ def test_stopped_again_and_again_at_waits_for_the_disk(seed: int, whole: Path, t
 
     monkeypatch.setattr(os, "fsync", stop)
     while not (tmp_path / "run/summary.json").exists():
-        left = draw.randint(2, 50)  # a start waits about 15 times, a round with its checkpoint 10 times
+        left = draw.randint(2, 12 * (stops + 1))  # a start waits about 15 times, a round with its checkpoint 10 times
         try:
             assert resume(tmp_path / "run") == 0
         except Stopped:
