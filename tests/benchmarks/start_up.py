@@ -48,11 +48,16 @@ def child(folder: Path) -> None:
             time.sleep(0.01)
         os._exit(0)
 
-    step = optimizer.SGD.step
-    optimizer.SGD.step = lambda self, *of: (step(self, *of), leave())  # type: ignore[method-assign]
+    step, load = optimizer.SGD.step, program.Plan.load_shards
+
+    def planned(plan: program.Plan, rank: int) -> object:
+        """From here on a step is one of the run: the plan has rehearsed some."""
+        marks["plan"] = time.time()
+        optimizer.SGD.step = lambda self, *of: (step(self, *of), leave())  # type: ignore[method-assign]
+        return load(plan, rank)
+
+    program.Plan.load_shards = planned  # type: ignore[method-assign, assignment]
     Channel.reduce = leave  # type: ignore[method-assign]  # the server comes here without a step
-    load = program.Plan.load_shards
-    program.Plan.load_shards = lambda self, rank: (marks.update(plan=time.time()), load(self, rank))[1]  # type: ignore
     torch.set_num_threads(1)
     program.main()
 
