@@ -50,7 +50,8 @@ class Clients:
         if store == "mmap" and numel and self.training:
             assert file
             return in_file(numel, len(self.training), file)
-        return in_memory(numel, self.model.device if store == "device" else torch.device("cpu"))
+        device = self.model.device if store == "device" else torch.device("cpu")
+        return in_memory(numel, len(self.training), device)
 
     @property
     def has_common_backbone(self) -> bool:

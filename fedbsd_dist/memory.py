@@ -58,7 +58,6 @@ class Memory:
     sizes: Sequence[int]
     """All samples of every client."""
     train_sizes: Sequence[int]
-    test_sizes: Sequence[int]
     hosted: Sequence[Sequence[int]]
     """The clients of every rank."""
     pixels: int
@@ -129,7 +128,7 @@ class Memory:
         learning = max(rehearsal.learning, key=lambda line: line.at(batch))
         testing = max(rehearsal.testing, key=lambda line: line.at(large))
         prepared = FLOAT * self.pixels * (min(train, max(PREPARED, batch)) - batch)
-        together = min(samples, TOGETHER * large * sum(self.sizes) / max(sum(self.test_sizes), 1))
+        together = min(samples, TOGETHER * large + max(self.sizes[client] for client in clients))
         # clients that learn at once have a state each, and a copy of it that learns
         stacked = min(self.config.train.together, len(clients))
         states = 2 * self.live * stacked if stacked > 1 else 0.0

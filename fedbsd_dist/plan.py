@@ -236,7 +236,6 @@ def measure_memory(plan: Plan) -> Memory | str:
         device=plan.placement.device,
         sizes=plan.partition.sizes,
         train_sizes=plan.partition.train_sizes,
-        test_sizes=plan.partition.test_sizes,
         hosted=plan.hosted,
         pixels=height * width * channels,
         runtime=runtime,

@@ -81,7 +81,7 @@ class Testing:
         """Each client, deployed, with the common backbone's features of its test images, and of its validation images
         and, for `tuning`, of its training images: else of none.
         """
-        for group in self._groups():
+        for group in self._groups(tuning):
             first = self._clients.receive(next(iter(group)), round)
             shards = list(group.values())
             wanted = (
@@ -94,13 +94,13 @@ class Testing:
                 turn = self._clients.deployed(client, round, shard=shard, as_is=BACKBONE)
                 yield turn, *features
 
-    def _groups(self) -> Iterator[dict[int, Shard]]:
-        """All clients here that train, some at a time."""
+    def _groups(self, tuning: bool) -> Iterator[dict[int, Shard]]:
+        """All clients here that train, some at a time: features of all at once may be more than there is memory for."""
         group, waiting = dict[int, Shard](), 0
         for client in self._clients.training:
             self._at(f"client {client} is tested, as received")
-            group[client] = self._clients.shards[client]
-            waiting += len(group[client].test_labels)
+            shard = group[client] = self._clients.shards[client]
+            waiting += len(shard.test_labels) + len(shard.val_labels) + tuning * len(shard.train_labels)
             if waiting >= TOGETHER * large_batch(self._clients.model.device):
                 yield group
                 group, waiting = {}, 0

@@ -130,7 +130,7 @@ def counts(yes: bool) -> Tensor:
 
 @pytest.mark.parametrize("store", ["memory", "file"])
 def test_rows(store, tmp_path):
-    rows = in_memory(3, torch.device("cpu")) if store == "memory" else in_file(3, 4, tmp_path / "deep" / "rows")
+    rows = in_memory(3, 4, torch.device("cpu")) if store == "memory" else in_file(3, 4, tmp_path / "deep" / "rows")
     state = PrivateState(START, [7, 5, 2, 9], rows)
     assert state.of(5) is START
     assert (5 in state, 4 in state) == (True, False)
