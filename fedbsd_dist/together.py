@@ -5,7 +5,7 @@ called as for one client: `vmap` makes of it the losses of [clients, samples], w
 descends. So a batch may have gaps, and clients of any sizes fit; those that are done drop out of the step.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -20,51 +20,11 @@ from fedbsd_dist.errors import UserError
 from fedbsd_dist.models.flat import PARAMETERS, FlatModel, snapshot
 from fedbsd_dist.models.networks import Shape
 from fedbsd_dist.optimizer import SGD, Correct
+from fedbsd_dist.stacked import Losses, Stacked, is_common
 
 REMEDY = "Set train.together=1."
 TOLERANCE = 1e-2
 """Of logits, in parts of the largest: rounding is far below it, and a batch's statistics or noise above."""
-
-
-class Stacked(FlatModel):
-    """The states of several clients under the one live module: buffers [num_clients, numel].
-
-    A group of the model's that is the same for all is there once, its stride over the clients 0, until it changes.
-    """
-
-    def __init__(self, model: FlatModel, private: Sequence[Mapping[str, Tensor]]) -> None:
-        """`private`: each client's own groups; the others as the live model has them."""
-        vars(self).update(vars(model))
-        self.buffers = {}
-        for name, buffer in model.buffers.items():
-            if name in private[0]:
-                self.buffers[name] = torch.stack([groups[name] for groups in private]).to(buffer.device)
-            else:
-                common = buffer.expand(len(private), -1)
-                self.buffers[name] = common if name in model.groups else common.contiguous()
-
-    def put(self, state: Mapping[str, Tensor]) -> None:
-        """Make these groups' values, [num_clients, numel], the present ones."""
-        for group in state:
-            self._part(group)
-        super().put(state)
-
-    def of(self, module: nn.Module) -> dict[str, Tensor]:
-        """The parameters of `module`, the live one or a part of it, [num_clients, ...] by their names in it."""
-        values = dict(zip(map(id, self.module.parameters()), self.views(self.buffers), strict=True))
-        return {name: values[id(parameter)] for name, parameter in module.named_parameters()}
-
-    def learned(self, values: Mapping[str, Tensor]) -> None:
-        """Make these the present values of parameters, by their names in the live module."""
-        for name in values:
-            self._part(self._places[name][0])
-        present = self.of(self.module)
-        torch._foreach_copy_([present[name] for name in values], [*values.values()])
-
-    def _part(self, group: str) -> None:
-        """From here on, the clients may differ in it."""
-        if _common(self.buffers[group]):
-            self.buffers[group] = self.buffers[group].contiguous()
 
 
 class Turns(Turn):
@@ -114,7 +74,7 @@ class Turns(Turn):
             name: _dense(values).requires_grad_() for name, values in state.items() if name.partition(".")[0] in parts
         }
         optimizer = SGD([*learning.values()], self.options, stacked=True)
-        losses = _Losses(self.model.module, loss)
+        losses = Losses(self.model.module, loss)
         present, sums = {**state, **learning}, torch.empty(0)
         for sizes, weights, *batch in self._steps(tensors, epochs, purpose, teachers):
             num_clients = len(sizes)
@@ -136,7 +96,7 @@ class Turns(Turn):
         if not self.augments:
             return self._features(module)
         twin, values = snapshot(module), self.model.of(module)
-        if all(map(_common, values.values())):
+        if all(map(is_common, values.values())):
             return lambda images: ask(twin, images.flatten(0, 1)).unflatten(0, images.shape[:2])
         values = {name: own.clone() for name, own in values.items()}
         said = torch.vmap(partial(functional_call, twin))
@@ -157,7 +117,7 @@ class Turns(Turn):
     def outputs(self, module: nn.Module, images: Tensor) -> Tensor:
         """As of one client, of the training images of all: in one pass where they have the same values."""
         values = self.model.of(module)
-        if all(map(_common, values.values())):
+        if all(map(is_common, values.values())):
             return super().outputs(module, images)
         module.eval()
 
@@ -253,36 +213,6 @@ class _Schedule:
         return Changes(shift=shift, mirrored=mirrored, angle=angle)
 
 
-class _Losses(nn.Module):
-    """The loss of a method as a function of the live model's parameters, too."""
-
-    def __init__(self, module: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.module, self._loss = module, loss
-
-    def forward(self, *batch: Tensor) -> Tensor:
-        """[1 + num_losses] of a batch."""
-        total, reported = self._loss(*batch)
-        return torch.stack([total, *reported])
-
-    def of_samples(self, state: Mapping[str, Tensor], batch: Sequence[Tensor]) -> Tensor:
-        """[num_clients, b, 1 + num_losses] of each sample as a batch of one, by each client's parameters."""
-        # a value that all have in common is not copied for each
-        common = {name for name, values in state.items() if _common(values)}
-        given = {f"module.{name}": values[0] if name in common else values for name, values in state.items()}
-        by_client = {f"module.{name}": None if name in common else 0 for name in state}
-
-        def of_client(parameters: dict[str, Tensor], *rows: Tensor) -> Tensor:
-            def of_sample(*row: Tensor) -> Tensor:
-                numbers: Tensor = functional_call(self, parameters, tuple(tensor[None] for tensor in row))
-                return numbers
-
-            return torch.vmap(of_sample)(*rows)
-
-        numbers: Tensor = torch.vmap(of_client, in_dims=(by_client, *(0 for _ in batch)))(given, *batch)
-        return numbers
-
-
 def groups(clients: Sequence[int], sizes: Sequence[int], most: int) -> list[list[int]]:
     """At most so many `clients` each, the largest first, of `sizes` (of all clients) near each other: a group takes as
     many steps as its largest. In the order of `clients` where they learn one at a time.
@@ -307,7 +237,7 @@ def check_together(model: FlatModel, stacks: bool, method: str, shape: Shape) ->
         raise UserError(f"train.together: batch norm, or other running statistics, cannot be stacked. {remedy}")
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     twin = Stacked(model, [model.clone()] * 2)
-    outputs = _Losses(model.module, lambda images: (model.module(images)[0, 0], model.module(images)[0]))
+    outputs = Losses(model.module, lambda images: (model.module(images)[0, 0], model.module(images)[0]))
     with torch.no_grad():
         expected = model.module.eval()(images)
         try:
@@ -321,11 +251,6 @@ def check_together(model: FlatModel, stacks: bool, method: str, shape: Shape) ->
             "train.together: the model, in training, does not say of an image what it says of it in evaluation: "
             f"samples depend on each other or on chance. {REMEDY}"
         )
-
-
-def _common(values: Tensor) -> bool:
-    """Whether it is there once for all clients, of whom there are several."""
-    return values.stride(0) == 0
 
 
 def _dense(values: Tensor) -> Tensor:

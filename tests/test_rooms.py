@@ -25,7 +25,7 @@ FLOORS = [
     {"rehearsal", "testing"},
     {"clients"},
     {"together"},
-    {"methods"},
+    {"methods", "stacked"},
     {"client"},
     {"batches", "private"},
     {

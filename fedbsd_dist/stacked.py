@@ -1,0 +1,86 @@
+"""The states of several clients as one, and a method's loss as a function of them."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedbsd_dist.client import Loss
+from fedbsd_dist.models.flat import FlatModel
+
+
+class Stacked(FlatModel):
+    """The states of several clients under the one live module: buffers [num_clients, numel].
+
+    A group of the model's that is the same for all is there once, its stride over the clients 0, until it changes.
+    """
+
+    def __init__(self, model: FlatModel, private: Sequence[Mapping[str, Tensor]]) -> None:
+        """`private`: each client's own groups; the others as the live model has them."""
+        vars(self).update(vars(model))
+        self.buffers = {}
+        for name, buffer in model.buffers.items():
+            if name in private[0]:
+                self.buffers[name] = torch.stack([groups[name] for groups in private]).to(buffer.device)
+            else:
+                common = buffer.expand(len(private), -1)
+                self.buffers[name] = common if name in model.groups else common.contiguous()
+
+    def put(self, state: Mapping[str, Tensor]) -> None:
+        """Make these groups' values, [num_clients, numel], the present ones."""
+        for group in state:
+            self._part(group)
+        super().put(state)
+
+    def of(self, module: nn.Module) -> dict[str, Tensor]:
+        """The parameters of `module`, the live one or a part of it, [num_clients, ...] by their names in it."""
+        values = dict(zip(map(id, self.module.parameters()), self.views(self.buffers), strict=True))
+        return {name: values[id(parameter)] for name, parameter in module.named_parameters()}
+
+    def learned(self, values: Mapping[str, Tensor]) -> None:
+        """Make these the present values of parameters, by their names in the live module."""
+        for name in values:
+            self._part(self._places[name][0])
+        present = self.of(self.module)
+        torch._foreach_copy_([present[name] for name in values], [*values.values()])
+
+    def _part(self, group: str) -> None:
+        """From here on, the clients may differ in it."""
+        if is_common(self.buffers[group]):
+            self.buffers[group] = self.buffers[group].contiguous()
+
+
+class Losses(nn.Module):
+    """The loss of a method as a function of the live model's parameters, too."""
+
+    def __init__(self, module: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.module, self._loss = module, loss
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        """[1 + num_losses] of a batch."""
+        total, reported = self._loss(*batch)
+        return torch.stack([total, *reported])
+
+    def of_samples(self, state: Mapping[str, Tensor], batch: Sequence[Tensor]) -> Tensor:
+        """[num_clients, b, 1 + num_losses] of each sample as a batch of one, by each client's parameters."""
+        # a value that all have in common is not copied for each
+        common = {name for name, values in state.items() if is_common(values)}
+        given = {f"module.{name}": values[0] if name in common else values for name, values in state.items()}
+        by_client = {f"module.{name}": None if name in common else 0 for name in state}
+
+        def of_client(parameters: dict[str, Tensor], *rows: Tensor) -> Tensor:
+            def of_sample(*row: Tensor) -> Tensor:
+                numbers: Tensor = functional_call(self, parameters, tuple(tensor[None] for tensor in row))
+                return numbers
+
+            return torch.vmap(of_sample)(*rows)
+
+        numbers: Tensor = torch.vmap(of_client, in_dims=(by_client, *(0 for _ in batch)))(given, *batch)
+        return numbers
+
+
+def is_common(values: Tensor) -> bool:
+    """Whether it is there once for all clients, of whom there are several."""
+    return values.stride(0) == 0
