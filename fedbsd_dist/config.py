@@ -255,6 +255,14 @@ class Profile(Section):
     takes longer than others."""
     rounds: list[Annotated[int, Field(ge=1)]] = Field([2], min_length=1)
     """Rounds of which a trace is taken, from 1; in the first one things happen that happen once."""
+    counters: bool = False
+    """Write down in every round what the kernel counted at the network interfaces of every host, and how much of each
+    rank's communication was hidden behind work. All ranks meet twice more a round for it."""
+    comm: bool = False
+    """Profile the communication: do this run and FedAvg's, with all else the same, each in a folder of its own below
+    `run.dir`, and compare them there in communication.md, .json and .svg. Lists make it several methods or seeds."""
+    target: float = Field(0.0, ge=0, le=1)
+    """Accuracy at `received` to which `profile.comm` counts rounds, bytes and seconds; 0: 95 % of FedAvg's last."""
 
 
 class Sweep(Section):

@@ -26,6 +26,7 @@ from fedbsd_dist.record.checkpoint import Checkpoints
 from fedbsd_dist.record.recorder import diverged_before, open_record
 from fedbsd_dist.record.saved import take_up
 from fedbsd_dist.record.traces import Traces, check_rounds
+from fedbsd_dist.record.traffic import Traffic
 from fedbsd_dist.series import run_all
 from fedbsd_dist.sweep import expand
 from fedbsd_dist.wire.ledger import Ledger
@@ -104,8 +105,10 @@ def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, res
     if world.is_server:
         checkpoints.set_aside(resumed)
     traces = Traces(run_dir, config, world, channel.phases, plan.placement.device)
+    traffic = Traffic(run_dir, config, world, channel, len(plan.hosted[world.rank]))
     with world.stop.heard(world.watch.alarm), closing(open_record(plan, run_dir, resumed, world)) as recorder:
         recorder.say(plan.text + (f"\nresumed      after round {resumed}" if resumed else ""))
+        traffic.start(resumed)
         channel.start()
         stop = False
         for number in range(resumed + 1, config.train.rounds + 1):
@@ -115,8 +118,10 @@ def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, res
                 except RunFailed:  # by all ranks alike: what is being saved is there to go on from
                     checkpoints.finish()
                     raise
+                entries = ledger.drain()
+                traffic.round(number, entries)
                 with channel.phases("record"):
-                    recorder.round(report, ledger.drain())
+                    recorder.round(report, entries)
                 stop = report.stop
                 if checkpoints.due(number) or stop:
                     with channel.phases("checkpoint"):
@@ -133,10 +138,10 @@ def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, res
     return not stop
 
 
-def main() -> None:
-    """Exit code 0, or 2 for what the user can mend."""
+def main(*options: str) -> None:
+    """Exit code 0, or 2 for what the user can mend. `options`: beside those of the command line."""
     environment.print_any_name()
-    arguments = sys.argv[1:]
+    arguments = [*sys.argv[1:], *options]
     world = meet()
     if "--help" in arguments or "-h" in arguments:
         world.say(help_text(OPTIONS))
@@ -145,5 +150,7 @@ def main() -> None:
     world.part()
 
 
+start = entry_point(main)
+
 if __name__ == "__main__":
-    entry_point(main)()
+    start()

@@ -2,13 +2,15 @@
 
 import gc
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import RunFailed
 from fedbsd_dist.plan import Plan
 from fedbsd_dist.preflight import inspect
-from fedbsd_dist.record import claim
+from fedbsd_dist.record import claim, communication
+from fedbsd_dist.record.compare import comparison
 from fedbsd_dist.record.directory import AUTO
 from fedbsd_dist.record.progress import Progress
 from fedbsd_dist.sweep import Point, part_of, placed
@@ -52,4 +54,6 @@ def run_all(
         except RunFailed as failure:
             progress.fail(number, failure.problem)
     world.leave()
-    progress.finish([Path(folder) / point.name for point in points])
+    profile = points[0].config.profile
+    told = partial(communication.report, Path(folder), target=profile.target) if profile.comm else comparison
+    progress.finish([Path(folder) / point.name for point in points], told)

@@ -15,7 +15,9 @@ from typing import Any, get_origin
 from fedbsd_dist.commandline import Methods, read_values, resolve_values
 from fedbsd_dist.config import RunConfig, Section
 from fedbsd_dist.errors import UserError
+from fedbsd_dist.record.profiled import BASELINE
 
+AUTO = "auto"
 LONGEST = 100
 """Characters of a run's name; a longer one is cut and gets a digest."""
 OF_THE_LAUNCH = ("run", "sweep")
@@ -36,7 +38,7 @@ def expand(arguments: Sequence[str], methods: Methods) -> list[Point]:
 
     Raises UserError as `commandline.load` does, for each of them, and for a sweep that cannot be one.
     """
-    values = read_values(arguments)
+    values = _profiled(read_values(arguments), methods)
     axes = list(_axes(values))
     if not axes:
         config = resolve_values(values, methods)
@@ -65,12 +67,43 @@ def part_of(points: Sequence[Point]) -> list[Point]:
 
 def placed(point: Point, folder: str) -> RunConfig:
     """The configuration of the run in its own directory below `folder`: it goes on with what is there, and read back
-    it is that run alone.
+    it is that run alone, with the counters that a profile has.
     """
     config = point.config
     resume = "never" if config.run.overwrite else "auto"
     run = config.run.model_copy(update={"dir": f"{folder}/{point.name}", "resume": resume})
-    return config.model_copy(update={"run": run, "sweep": type(config.sweep)()})
+    counters = config.profile.counters or config.profile.comm
+    profile = config.profile.model_copy(update={"comm": False, "counters": counters})
+    return config.model_copy(update={"run": run, "profile": profile, "sweep": type(config.sweep)()})
+
+
+def _profiled(values: dict[str, Any], methods: Methods) -> dict[str, Any]:
+    """A profile of the communication is a sweep over methods, FedAvg among them, in the folder `run.dir`."""
+    profile, method = values.get("profile"), values.get("method", {})
+    if not isinstance(profile, dict) or profile.get("comm") is not True or not isinstance(method, (dict, list)):
+        return values  # what is wrong is told later
+    fedavg: dict[str, Any] = {"name": BASELINE}
+    if isinstance(method, dict):
+        own = {key: value for key, value in method.items() if key != "name"}
+        if lists := [key for key, value in own.items() if isinstance(value, list)]:
+            raise UserError(
+                f"method.{lists[0]}={own[lists[0]]}: a profile has FedAvg as another method. Write the methods as a "
+                f"list: method=[{{name: NAME, {lists[0]}: VALUE}}, ...]."
+            )
+        name = method.get("name", None if "factory" in own else next(iter(methods)))
+        names = name if isinstance(name, list) else [name]
+        fedavg |= {key: value for key, value in own.items() if key == "mean"}
+        method = [{**({"name": name} if name is not None else {}), **own} for name in names]
+    if not any(_is_fedavg(choice) for choice in method):
+        method = [fedavg, *method]
+    run, sweep = values.get("run", {}), values.get("sweep", {})
+    if isinstance(run, dict) and isinstance(sweep, dict) and "dir" in run and "dir" not in sweep:
+        values |= {"run": {**run, "dir": AUTO}, "sweep": {**sweep, "dir": run["dir"]}}
+    return {**values, "method": method}
+
+
+def _is_fedavg(choice: Any) -> bool:
+    return choice == BASELINE or (isinstance(choice, Mapping) and choice.get("name") == BASELINE)
 
 
 def _axes(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], list[Any]]]:

@@ -46,7 +46,7 @@ FLOORS = [
 ]
 """Rooms, from the top of the house to the ground. An import goes down, or stays within its room."""
 
-DOORS = {"fedbsd_dist.data.__main__": "preview"}
+DOORS = {"fedbsd_dist.data.__main__": "preview", "fedbsd_dist.profile": "main"}
 """Modules that only lend their name to a command, and belong to the room that it opens."""
 
 FORBIDDEN = {"methods": {"wire"}, "client": {"wire"}, "wire": {"config"}}
@@ -228,7 +228,8 @@ def test_imports_run_downward():
 def test_no_import_cycles():
     order = list(graphlib.TopologicalSorter(GRAPH).static_order())  # raises CycleError
     assert set(order) == MODULES
-    assert not set().union(*GRAPH.values()) & {f"{PACKAGE}.main", *DOORS}  # nobody imports what only starts
+    within = [found for module, found in GRAPH.items() if module not in DOORS]
+    assert not set().union(*within) & {f"{PACKAGE}.main", *DOORS}  # nobody imports what only starts
 
 
 def test_a_door_only_opens():

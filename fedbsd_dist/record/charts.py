@@ -3,7 +3,7 @@
 import io
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +135,34 @@ def clients(labels: Sequence[str], accuracies: Sequence[Sequence[float]]) -> Pic
         axes.grid(False, axis="y")
 
     return _twice(draw, (9.6, 1.1 + max(0.42, 0.18 * max(_lines(labels))) * len(labels)))
+
+
+def exchanged(
+    labels: Sequence[str], parts: Mapping[str, Sequence[float]], lines: Sequence[Line], target: float | None
+) -> Picture:
+    """Left, MB of every method (`labels`) in `parts`; right, accuracy against MB so far, and the target (percent)."""
+
+    def draw(figure: Any, theme: Theme) -> None:
+        axes = _axes(figure, theme, "MB sent and received by clients", "", (1, 2, 1))
+        left = np.zeros(len(labels))
+        for number, (name, of) in enumerate(parts.items()):
+            axes.barh(range(len(labels)), of, left=left, color=theme.colours[number % len(theme.colours)], label=name)
+            left += of
+        axes.set_yticks(range(len(labels)), [_wrapped(label) for label in labels])
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        axes.legend(
+            frameon=False, labelcolor=theme.ink, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2
+        )
+        axes = _axes(figure, theme, "MB sent and received so far", "accuracy, received (%)", (1, 2, 2))
+        for number, line in enumerate(lines):
+            axes.plot(line.x, line.y, **_style(theme, number), label=_wrapped(line.label))
+        if target is not None:
+            axes.axhline(target, color=theme.ink, linewidth=0.8, linestyle=":")
+        axes.set_xlim(left=0)
+        axes.legend(frameon=False, labelcolor=theme.ink, fontsize=8)
+
+    return _twice(draw, (9.6, 2.6 + 0.4 * len(labels)))
 
 
 def _style(theme: Theme, number: int) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def agree_sweep(config: RunConfig, world: World) -> str:
     if config.sweep.dir != AUTO:
         return config.sweep.dir
     before = world.told("sweep of this launch", found(AUTO) if world.is_server and world.restarted else "")
-    return before or str(new_name("sweep", "folder of the sweep", world))
+    return before or str(new_name("profile" if config.profile.comm else "sweep", "folder of the sweep", world))
 
 
 def remember(folder: Path) -> None:

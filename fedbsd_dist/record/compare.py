@@ -41,11 +41,16 @@ def differences(groups: Sequence[Group], baseline: str = BASELINE) -> tuple[list
 
 def _shared(one: Group, base: Group) -> list[tuple[Run, Run]]:
     """The pairs of runs that differ in their method alone."""
-    if _others(one) != _others(base):
+    if not alike(one, base):
         return []
     by_seed = {run.seed: run for run in base.runs}
     pairs = [(run, by_seed[run.seed]) for run in one.runs if run.seed in by_seed]
     return [(run, other) for run, other in pairs if run.clients == other.clients]
+
+
+def alike(one: Group, other: Group) -> bool:
+    """Whether they differ in their method alone."""
+    return _others(one) == _others(other)
 
 
 def _others(group: Group) -> dict[str, str]:

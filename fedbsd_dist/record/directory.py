@@ -22,12 +22,12 @@ SUMMARY, CONFIG, PARTITION, METRICS, CLIENTS, LEDGER = (
     "clients.csv",
     "ledger.jsonl",
 )
-TENSORBOARD, CHECKPOINTS, TRACES = "tensorboard", "checkpoints", "traces"
+TENSORBOARD, CHECKPOINTS, TRACES, TRAFFIC = "tensorboard", "checkpoints", "traces", "traffic"
 PREEMPTED = "PREEMPTED"
 """There while a run that was asked to stop, and has saved, has not gone on."""
 AUTO = "auto"
 # in the order of deletion: stopped half-way, what is left is a whole old run or nothing to go on from
-OURS = (CHECKPOINTS, SUMMARY, METRICS, CLIENTS, LEDGER, TENSORBOARD, TRACES, PARTITION, PREEMPTED, CONFIG)
+OURS = (CHECKPOINTS, SUMMARY, METRICS, CLIENTS, LEDGER, TENSORBOARD, TRACES, TRAFFIC, PARTITION, PREEMPTED, CONFIG)
 
 
 def agree(config: RunConfig, world: World) -> Path:

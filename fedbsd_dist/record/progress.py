@@ -1,7 +1,7 @@
 """Where a sweep stands: a line before each of its runs, and the table that it ends with."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fedbsd_dist.record.directory import is_finished
@@ -49,14 +49,12 @@ class Progress:
         self._world.complain(f"{self._runs[number].name}: {problem} The other runs go on.")
         self._failed.append(self._runs[number].name)
 
-    def finish(self, runs: Sequence[Path]) -> None:
-        """Compare all runs of the sweep, other launches' too; fails where one of this launch did."""
+    def finish(self, runs: Sequence[Path], compared: Callable[[Sequence[Path]], str]) -> None:
+        """Say how all runs of the sweep compare, other launches' too; fails where one of this launch did."""
         if self._world.is_server:
-            from fedbsd_dist.record.compare import comparison
-
             finished = [run for run in runs if is_finished(run)]
             parts = [f"{self._made} runs in {duration(time.perf_counter() - self._start)}"]
-            parts += [comparison(finished)] if finished else []
+            parts += [compared(finished)] if finished else []
             if len(finished) < len(runs):
                 parts.append(f"{len(runs) - len(finished)} of the {len(runs)} runs of this sweep are not finished.")
             self._world.say("\n" + "\n\n".join(parts))

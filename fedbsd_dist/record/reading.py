@@ -20,7 +20,7 @@ APART = {
     "fault": {"max_diverged_rounds"},
     "server": {"trains"},
     "client": {"store"},
-    "profile": {"trace", "rounds"},
+    "profile": {"trace", "rounds", "counters", "comm", "target"},
     "sweep": {"dir", "slice"},
 }
 """Options on which no number of a run depends."""

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ def check_rounds(config: RunConfig) -> None:
         )
 
 
+ALL_REDUCE = "c10d::allreduce_"
+"""Name of a collective in a trace, whatever the backend."""
+
+
 class Traces:
     """The traces of one rank, which are none where `profile.trace` is false."""
 
@@ -36,6 +41,7 @@ class Traces:
         """`device`: what is traced beside the host."""
         self._folder, self._world, self._phases, self._device = run / TRACES, world, phases, device
         self._rounds = config.profile.rounds if config.profile.trace else []
+        self._shapes = config.profile.counters  # which make a trace larger, and say how much crossed
         if self._rounds:
             with self._profiler():  # the first one takes seconds to get ready, which are to be no round's
                 pass
@@ -66,7 +72,8 @@ class Traces:
         from torch.profiler import ProfilerActivity, profile
 
         return profile(
-            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._device.type == "cuda" else [])]
+            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._device.type == "cuda" else [])],
+            record_shapes=self._shapes,
         )
 
     def _write(self, taken: Any, path: Path) -> None:
@@ -86,3 +93,13 @@ class Traces:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         sync(self._folder)
+
+
+def all_reduces(path: Path) -> list[int] | None:
+    """Elements of every all-reduce in a trace; None of a trace without shapes (`profile.counters`)."""
+    with gzip.open(path) as file:
+        events = json.load(file)["traceEvents"]
+    calls = [event["args"] for event in events if event.get("name") == ALL_REDUCE]
+    if not all("Input Dims" in of for of in calls):
+        return None
+    return [sum(math.prod(shape) for shape in of["Input Dims"][0]) for of in calls]

@@ -106,6 +106,9 @@ class Channel:
         self.phases = Phases(placement.device)
         """Of this rank's work from one collective to the next."""
         self._spent = np.zeros((world.size, len(NAMES) + 1))
+        self.overlapped = 0.0
+        """Seconds so far in which numbers of this rank travelled, all ranks having come, while it did other work. NCCL
+        does not say when they have arrived: 0."""
 
     def at(self, doing: str) -> None:
         """What this rank does now, for those who may wait for it."""
@@ -248,10 +251,12 @@ class Channel:
             wire.copy_(buffer)
         with self._world.watch.meeting(f"{f'round {round}: ' if round else ''}{purpose}"):
             work = dist.all_reduce(wire, async_op=True)
-            start = time.perf_counter()
+            start = resumed = time.perf_counter()
+            ended: list[float] = []
             if meanwhile:
+                work.get_future().add_done_callback(lambda _: ended.append(time.perf_counter()))
                 meanwhile()
-            elsewhere = time.perf_counter() - start
+                resumed = time.perf_counter()
             work.wait()
         if wire is not buffer:
             buffer.copy_(wire)
@@ -259,7 +264,10 @@ class Channel:
             torch.cuda.synchronize(buffer.device)
         seconds = clocks.double().cpu().numpy() / scale
         now = time.perf_counter()
-        took = max(now - self._clock - float(seconds[:, 0].max()) - elsewhere, 0.0)
+        arrived = self._clock + float(seconds[:, 0].max())
+        took = max(now - (max(arrived, resumed) if meanwhile else arrived), 0.0)
+        if meanwhile:
+            self.overlapped += max(min([resumed, *ended]) - max(arrived, start), 0.0)
         self._spent[:, : len(NAMES)] += seconds[:, 2:]
         self._spent[:, NAMES.index("reduce")] += took
         self._spent[:, -1] += seconds[:, 0].max() - seconds[:, 0]

@@ -283,6 +283,6 @@ def _arrive(store: dist.Store, rank: int, size: int, mine: list[Any]) -> tuple[d
     raise SystemExit(LOST)
 
 
-def entry_point(main: Callable[[], None]) -> Callable[[], None]:
+def entry_point(main: Callable[..., None]) -> Callable[..., None]:
     """Have torchrun show the traceback of the first rank that failed, rather than its exit code alone."""
     return record(main)
