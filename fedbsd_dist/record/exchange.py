@@ -161,6 +161,11 @@ class Exchange:
         return sum(counts) if len(counts) == len(self.rounds) else None
 
     @cached_property
+    def beyond(self) -> float | None:
+        """Counted bytes beside those of the ring model, a fraction of them."""
+        return (self.counted - self.wire) / self.wire if self.counted is not None and self.wire else None
+
+    @cached_property
     def seconds(self) -> float:
         """In collectives, all rounds."""
         return sum(line.seconds for line in self.rounds)
