@@ -351,19 +351,27 @@ def test_without_counters_nobody_meets_and_nothing_is_written(tmp_path):
 # what it says
 
 
-def finished(path: Path, method: str, up: int, upload: dict[str, int], seconds: float = 0.5, **options: Any) -> Path:
-    """Three rounds on 4 ranks, of `up` bytes each way, and a payload of 4000 bytes that took `seconds`."""
+def finished(
+    path: Path,
+    method: str,
+    up: int,
+    upload: dict[str, int],
+    seconds: float = 0.5,
+    received: tuple[float, ...] = (0.2, 0.4, 0.8),
+    **options: Any,
+) -> Path:
+    """Rounds on 4 ranks, of `up` bytes each way, and a payload of 4000 bytes that took `seconds`."""
     numel = sum(upload.values())
-    write_run(path, method, received=(0.2, 0.4, 0.8), accuracy={"received": 0.8}, upload=upload, **options)
+    write_run(path, method, received=received, accuracy={"received": received[-1]}, upload=upload, **options)
     summary = json.loads((path / "summary.json").read_text())
     summary |= {"world_size": 4, "backend": "gloo", "parameters": {"backbone": 90, "head": 10}}
     (path / "summary.json").write_text(json.dumps(summary))
     lines, entries = [], []
-    for number, received in enumerate((0.2, 0.4, 0.8), 1):
+    for number, accuracy in enumerate(received, 1):
         lines.append(
             {
                 "round": number,
-                "accuracy": {"received": {"mean": received}},
+                "accuracy": {"received": {"mean": accuracy}},
                 "bytes": {"federated_up": up, "federated_down": up, "payload": 4000, "wire": 24000},
                 "seconds": {"training": 2.0, "communication": seconds, "total": 5.0},
             }
@@ -434,6 +442,18 @@ def test_the_way_to_a_target(tmp_path):
     assert fedavg.of_fedavg == 1
 
 
+def test_a_mean_way_is_of_all_seeds(tmp_path):
+    runs = [
+        finished(tmp_path / str(seed), "fedavg", 1000, ALL, received=received, seed=seed)
+        for seed, received in enumerate([(0.2, 0.4, 0.8), (0.1, 0.2, 0.6)])
+    ]
+    ((one,), _) = profiled.load(runs)
+    assert [point.round for point in one.there(0.4)] == [2, 3]
+    assert communication._way(one, 0.4) == ["2.5", "5.0 kB", "100.00 %", "6.25 s"]
+    assert one.there(0.7) == []  # for the mean of the quick one alone would flatter
+    assert communication._way(one, 0.7) == ["reached by 1 of 2 seeds", "-", "-", "-"]
+
+
 def test_a_method_is_compared_with_the_fedavg_of_its_own_settings(tmp_path):
     def of(name: str, method: str, up: int, alpha: float) -> Path:
         return finished(tmp_path / name, method, up, ALL, settings={"data": {"alpha": alpha}})
@@ -496,6 +516,8 @@ def test_a_trace_that_differs_is_called_out(tmp_path):
         (run / "traces/round-000002-rank-0.json.gz").write_bytes(gzip.compress(content))
 
     write([[107]])
+    assert "yes" in communication.report(tmp_path, [run], 0.0)
+    write([[50, 2], [7]])  # of two tensors
     assert "yes" in communication.report(tmp_path, [run], 0.0)
     write([[106]])
     assert " NO" in communication.report(tmp_path, [run], 0.0)
