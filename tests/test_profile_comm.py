@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import run_ranks
 from run_folders import write_run
 from test_interface import alone
@@ -22,7 +23,7 @@ from fedbsd_dist.commandline import load
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.methods import OPTIONS
-from fedbsd_dist.record import communication, exchange, profiled, traffic
+from fedbsd_dist.record import communication, exchange, profiled, traces, traffic
 from fedbsd_dist.record.reading import Damaged
 from fedbsd_dist.sweep import expand, placed
 from fedbsd_dist.wire.channel import Channel
@@ -512,6 +513,7 @@ def test_a_trace_that_differs_is_called_out(tmp_path):
 
     def write(*shapes: list[list[int]]) -> None:
         events = [{"name": "c10d::allreduce_", "args": {"Input Dims": [of, [], []]}} for of in shapes]
+        events += [{"name": "c10d::barrier", "args": {"Input Dims": [[], []]}}]
         content = json.dumps({"traceEvents": [{"name": "aten::add"}, *events]}).encode()
         (run / "traces/round-000002-rank-0.json.gz").write_bytes(gzip.compress(content))
 
@@ -523,3 +525,19 @@ def test_a_trace_that_differs_is_called_out(tmp_path):
     assert " NO" in communication.report(tmp_path, [run], 0.0)
     write([[100]], [[7]])
     assert " NO" in communication.report(tmp_path, [run], 0.0)
+
+
+def _other_collectives(world: World, path: Path) -> None:
+    world.join(world.place("cpu"))
+    with torch.profiler.profile(record_shapes=True) as taken:
+        dist.all_to_all_single(torch.zeros(6, dtype=torch.uint8), torch.zeros(6, dtype=torch.uint8))
+        dist.all_reduce(torch.zeros(2, 5))
+        dist.all_gather([torch.zeros(7), torch.zeros(7)], torch.zeros(7))
+    if world.is_server:
+        taken.export_chrome_trace(str(path))
+
+
+def test_every_kind_of_collective_is_found_in_a_trace(tmp_path):
+    run_ranks(2, _other_collectives, tmp_path / "trace.json")
+    (tmp_path / "trace.json.gz").write_bytes(gzip.compress((tmp_path / "trace.json").read_bytes()))
+    assert traces.collectives(tmp_path / "trace.json.gz") == [6, 10, 7]

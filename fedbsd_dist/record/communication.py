@@ -236,7 +236,7 @@ def _checked(profiled: Sequence[Profiled]) -> list[Section]:
                 equal = (of.calls, of.elements) == (of.ledger_calls, of.ledger_elements)
                 numbers = (of.calls, of.ledger_calls, of.elements, of.ledger_elements)
                 rows.append([one.label, *(f"{number:,}" for number in numbers), "yes" if equal else "NO"])
-    note = "All-reduces of the traced rounds, all ranks together: as the profiler saw them, and as the ledger has them."
+    note = "Collectives of the traced rounds, all ranks together: as the profiler saw them, and as the ledger has them."
     return [Section("Checked against the traces", [note], rows)] if len(rows) > 1 else []
 
 

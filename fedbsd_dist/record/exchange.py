@@ -16,7 +16,7 @@ from fedbsd_dist.record import curves, reading
 from fedbsd_dist.record.curves import History, Seconds
 from fedbsd_dist.record.directory import LEDGER, METRICS, SUMMARY, TRACES, TRAFFIC
 from fedbsd_dist.record.reading import Count, Damaged, Part
-from fedbsd_dist.record.traces import all_reduces
+from fedbsd_dist.record.traces import collectives
 from fedbsd_dist.record.traffic import file_name
 
 AGGREGATE = "aggregate"
@@ -102,7 +102,7 @@ class Collective:
 
 @dataclass(frozen=True, kw_only=True)
 class Traced:
-    """All-reduces of the traced rounds of all ranks: as the profiler saw them, and as the ledger has them."""
+    """Collectives of the traced rounds of all ranks: as the profiler saw them, and as the ledger has them."""
 
     calls: int
     elements: int
@@ -279,7 +279,7 @@ def _mean(values: Sequence[float]) -> float | None:
 def _traced(folder: Path, entries: Sequence[_Entry]) -> Traced | None:
     """None where no trace says how much crossed."""
     try:
-        found = {path: all_reduces(path) for path in sorted(folder.glob("round-*.json.gz"))}
+        found = {path: collectives(path) for path in sorted(folder.glob("round-*.json.gz"))}
     except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
         raise Damaged(f"{folder.name}: not as a run writes it: {type(error).__name__} {error}") from None
     seen = {path: of for path, of in found.items() if of is not None}

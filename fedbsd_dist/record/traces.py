@@ -30,8 +30,8 @@ def check_rounds(config: RunConfig) -> None:
         )
 
 
-ALL_REDUCE = "c10d::allreduce_"
-"""Name of a collective in a trace, whatever the backend."""
+HANDED = {"c10d::allreduce_": 0, "c10d::alltoall_base_": 1, "c10d::allgather_": 1}
+"""Name of a collective in a trace, whatever the backend -> which of its arguments a rank hands in."""
 
 
 class Traces:
@@ -95,11 +95,20 @@ class Traces:
         sync(self._folder)
 
 
-def all_reduces(path: Path) -> list[int] | None:
-    """Elements of every all-reduce in a trace; None of a trace without shapes (`profile.counters`)."""
+def collectives(path: Path) -> list[int] | None:
+    """Elements that a rank handed to every collective in a trace; None of a trace without shapes (without
+    `profile.counters`).
+    """
     with gzip.open(path) as file:
         events = json.load(file)["traceEvents"]
-    calls = [event["args"] for event in events if event.get("name") == ALL_REDUCE]
-    if not all("Input Dims" in of for of in calls):
+    calls = [(HANDED[event["name"]], event["args"]) for event in events if event.get("name") in HANDED]
+    if not all("Input Dims" in of for _, of in calls):
         return None
-    return [sum(math.prod(shape) for shape in of["Input Dims"][0]) for of in calls]
+    return [_elements(of["Input Dims"][argument]) for argument, of in calls]
+
+
+def _elements(shapes: Any) -> int:
+    """Of a tensor's shape, or of those of a list of tensors."""
+    if any(isinstance(of, list) for of in shapes):
+        return sum(map(_elements, shapes))
+    return math.prod(shapes)
