@@ -407,6 +407,17 @@ def test_bandwidths_are_those_of_nccl_tests(tmp_path):
     assert (found.counted, found.beyond, found.exposed, found.overlapped, found.traced) == (None,) * 5
 
 
+def test_with_a_codec_the_bandwidth_is_of_what_carries_most(tmp_path):
+    """An all-gather is as large as what a rank has in the end: of 4 ranks 4 times what it hands in."""
+    run = finished(tmp_path / "run", "fedavg", 1000, ALL)
+    lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    gather = {"purpose": "aggregate, all-gather", "collective": "all-gather", "payload_bytes": 5000}
+    lines += [{**line, **gather, "wire_bytes": 4 * 3 * 5000, "seconds": 2.0} for line in lines]
+    (run / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    of = exchange.read(run).main
+    assert (of.purpose, of.algorithm_bandwidth, of.bus_bandwidth) == ("aggregate, all-gather", 10000, 7500)
+
+
 def test_no_bandwidth_of_no_time(tmp_path):
     (of,) = exchange.read(finished(tmp_path / "run", "fedavg", 1000, ALL, seconds=0.0)).collectives
     assert (of.seconds, of.algorithm_bandwidth, of.bus_bandwidth) == (0, None, None)

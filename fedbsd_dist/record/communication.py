@@ -10,7 +10,7 @@ from typing import Any
 from fedbsd_dist.record import charts, compare, curves, page, reading
 from fedbsd_dist.record.console import table
 from fedbsd_dist.record.curves import HEAD, RECEIVED
-from fedbsd_dist.record.exchange import AGGREGATE, Round
+from fedbsd_dist.record.exchange import Round
 from fedbsd_dist.record.files import telling, write_atomically
 from fedbsd_dist.record.page import Figure, Rows, Section
 from fedbsd_dist.record.profiled import BASELINE, SHARE, Profiled, load
@@ -83,11 +83,11 @@ def _sections(profiled: Sequence[Profiled], problems: Sequence[Problem], target:
             "Time of the collectives",
             [
                 "Seconds: from the arrival of the last rank to the end, by the server's clock, for waiting for slow "
-                "ranks is no communication. Share: of the rounds' time. Median: of the all-reduces that carry the "
+                "ranks is no communication. Share: of the rounds' time. Median: of the collectives that carry the "
                 "shared groups; tests: of those with the tests' few numbers, which is latency. Bandwidths of the "
                 "former, medians, as nccl-tests define them: algorithm bandwidth is the payload over the seconds; bus "
-                "bandwidth is that times 2(n-1)/n, what each of n ranks sends, to be held against the speed of a link "
-                "whatever n.",
+                "bandwidth is what each rank sends over the seconds, of an all-reduce 2(n-1)/n of the former, to be "
+                "held against the speed of a link whatever n.",
                 "Exposed: seconds in collectives with nothing else to do; overlapped: with a test to do meanwhile, "
                 "which only rounds with an evaluation have. Both are means over the ranks that host clients.",
             ],
@@ -125,7 +125,8 @@ def _wire_notes(profiled: Sequence[Profiled]) -> list[str]:
     notes = [
         f"Of {' or '.join(map(str, ranks))} rank(s), each of which computes for many clients, so that one sum a round "
         "crosses. Payload: the buffers handed to collectives; beside it, the part that is no model's (weights, "
-        "metrics, clocks, tests). Ring: payload times 2(n-1), what n ranks send in all in a ring.",
+        "metrics, clocks, tests). Ring: what n ranks send in all, of an all-reduce 2(n-1) "
+        "times the payload.",
         "Counted: what the interfaces (loopback and cards) of all hosts sent in the rounds, by the kernel. It counts "
         "packets, with their headers and acknowledgements (0.1 to 0.9 % of an all-reduce of 1 MB or more; of smaller "
         "ones 2.6 kB each between 2 ranks, 8 kB between 3), the ranks' signs of life (1 kB a second of each), and all "
@@ -166,27 +167,23 @@ def _time(profiled: Sequence[Profiled]) -> Rows:
     head = ["method", "seconds", "share", "calls", "median", "tests", "algorithm bw", "bus bw", "exposed", "overlapped"]
     rows = [head]
     for one in profiled:
-        algorithm, bus = _of(one, AGGREGATE, "algorithm_bandwidth"), _of(one, AGGREGATE, "bus_bandwidth")
+        algorithm = one.mean(lambda of: of.main.algorithm_bandwidth if of.main else None)
+        bus = one.mean(lambda of: of.main.bus_bandwidth if of.main else None)
         rows.append(
             [
                 one.label,
-                _seconds(one.mean(lambda exchange: exchange.seconds)),
-                _percent(one.mean(lambda exchange: exchange.share)),
-                f"{fmean(sum(kind.calls for kind in exchange.collectives) for exchange in one.exchanges):g}",
-                _seconds(_of(one, AGGREGATE, "seconds")),
-                _seconds(_of(one, "evaluation", "seconds")),
+                _seconds(one.mean(lambda of: of.seconds)),
+                _percent(one.mean(lambda of: of.share)),
+                f"{fmean(sum(kind.calls for kind in of.collectives) for of in one.exchanges):g}",
+                _seconds(one.mean(lambda of: of.main.seconds if of.main else None)),
+                _seconds(one.mean(lambda of: of.tests.seconds if of.tests else None)),
                 NONE if algorithm is None else f"{size(algorithm)}/s",
                 NONE if bus is None else f"{size(bus)}/s",
-                _seconds(one.mean(lambda exchange: exchange.exposed)),
-                _seconds(one.mean(lambda exchange: exchange.overlapped)),
+                _seconds(one.mean(lambda of: of.exposed)),
+                _seconds(one.mean(lambda of: of.overlapped)),
             ]
         )
     return rows
-
-
-def _of(one: Profiled, purpose: str, what: str) -> float | None:
-    """A number of the collectives of a purpose, mean over seeds."""
-    return one.mean(lambda exchange: getattr(exchange.collective(purpose), what, None))
 
 
 def _to_target(profiled: Sequence[Profiled], asked: float) -> Section:

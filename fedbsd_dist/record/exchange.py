@@ -19,8 +19,8 @@ from fedbsd_dist.record.reading import Count, Damaged, Part
 from fedbsd_dist.record.traces import collectives
 from fedbsd_dist.record.traffic import file_name
 
-AGGREGATE = "aggregate"
-"""Purpose of the collective that carries the shared groups."""
+AGGREGATE, EVALUATION = "aggregate", "evaluation"
+"""Purposes of collectives; of those that carry shared groups the beginning."""
 SCALARS = "scalars"
 
 
@@ -48,6 +48,11 @@ class _Entry(Part):
     payload_bytes: Count
     wire_bytes: Count
     seconds: Seconds
+    collective: str = "all-reduce"
+
+    def nccl_size(self, num_ranks: int) -> int:
+        """Bytes by which nccl-tests measure: of an all-gather those that a rank has in the end."""
+        return self.payload_bytes * (num_ranks if self.collective == "all-gather" else 1)
 
 
 class _Summary(Part):
@@ -87,7 +92,7 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Collective:
-    """The all-reduces of one purpose; medians of them."""
+    """The collectives of one purpose; medians of them."""
 
     purpose: str
     calls: int
@@ -95,9 +100,9 @@ class Collective:
     """Bytes of all together."""
     seconds: float
     algorithm_bandwidth: float | None
-    """Payload bytes a second, as nccl-tests define it."""
+    """Bytes a second, as nccl-tests define it."""
     bus_bandwidth: float | None
-    """Bytes that each rank sends a second: algorithm bandwidth times 2(n-1)/n."""
+    """Bytes that each rank sends a second: of an all-reduce, algorithm bandwidth times 2(n-1)/n."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +187,16 @@ class Exchange:
         scalars = sum(line.payload_by_group.get(SCALARS, 0.0) for line in self.rounds)
         return scalars / self.payload if self.payload else 0.0
 
-    def collective(self, purpose: str) -> Collective | None:
-        """Those of a purpose."""
-        return next((of for of in self.collectives if of.purpose == purpose), None)
+    @property
+    def main(self) -> Collective | None:
+        """Those that carry the shared groups, or with a codec most of them."""
+        carrying = [of for of in self.collectives if of.purpose.startswith(AGGREGATE)]
+        return max(carrying, key=lambda of: of.payload, default=None)
+
+    @property
+    def tests(self) -> Collective | None:
+        """Those that carry the numbers of evaluations."""
+        return next((of for of in self.collectives if of.purpose == EVALUATION), None)
 
 
 def read(path: Path) -> Exchange:
@@ -261,7 +273,7 @@ def _collectives(entries: Sequence[_Entry], num_ranks: int) -> list[Collective]:
                 calls=len(of),
                 payload=sum(entry.payload_bytes for entry in of),
                 seconds=median(entry.seconds for entry in of),
-                algorithm_bandwidth=_median([entry.payload_bytes / entry.seconds for entry in timed]),
+                algorithm_bandwidth=_median([entry.nccl_size(num_ranks) / entry.seconds for entry in timed]),
                 bus_bandwidth=_median([entry.wire_bytes / num_ranks / entry.seconds for entry in timed]),
             )
         )
