@@ -248,7 +248,7 @@ class Wire(Section):
 
 
 class Profile(Section):
-    """Where the time goes. No number of a run depends on it."""
+    """Where time and bytes go. No number of a run depends on it."""
 
     trace: bool = False
     """Write a Chrome/Perfetto trace of every rank, for each of `profile.rounds`, below the run directory. Such a round

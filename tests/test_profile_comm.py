@@ -17,7 +17,7 @@ import torch.distributed as dist
 from ranks import run_ranks
 from run_folders import write_run
 from test_interface import alone
-from test_sweep import SHORT
+from test_sweep import SHORT, state
 
 from fedbsd_dist.commandline import load
 from fedbsd_dist.config import RunConfig
@@ -125,9 +125,13 @@ def test_a_profile_of_one_process(tmp_path, capsys):
         assert "scaffold: 100.00 % more bytes than fedavg in the same rounds: it saves nothing" in text
     assert f"({communication.PICTURE})" in markdown
     assert (folder / communication.PICTURE).read_bytes().startswith(b"<?xml")
+    # they are the runs that they would be alone
+    assert alone(*SHORT, f"run.dir={tmp_path / 'alone'}", "method.name=scaffold") == 0
+    assert state(folder / "scaffold") == state(tmp_path / "alone")
     # again: the runs are there, and the report is made anew
     before = (folder / communication.JSON).read_text()
     (folder / communication.JSON).unlink()
+    capsys.readouterr()
     assert alone(*arguments) == 0
     assert "finished already" in capsys.readouterr().out
     assert (folder / communication.JSON).read_text() == before
