@@ -253,8 +253,10 @@ def trace(path: Path) -> list[dict]:
 NUMEL = 8_000_000
 
 
-def _hide(world: World, late: float, work: float) -> tuple[float, float]:
-    """Rank 0 comes `late`; rank 1 works meanwhile: seconds that it (overlapped, was exposed), the third of a few."""
+def _hide(world: World, late: float, work: float) -> tuple[float, float, float]:
+    """Rank 0 comes `late`; rank 1 works meanwhile. Seconds that a rank overlapped and was exposed, and those of the
+    next collective.
+    """
     torch.set_num_threads(1)
     placement = world.place("cpu")
     world.join(placement)
@@ -267,18 +269,23 @@ def _hide(world: World, late: float, work: float) -> tuple[float, float]:
     if world.rank == 0:
         time.sleep(late)
     channel.reduce(3, meanwhile=(lambda: time.sleep(work)) if world.rank else None)
-    return channel.overlapped, book.entries[0].seconds
+    channel.gather({world.rank: [1.0]}, 2, 1, round=3, purpose="evaluation")
+    return channel.overlapped, book.entries[0].seconds, book.entries[1].seconds
 
 
 def test_what_travels_while_a_rank_works_is_overlapped():
-    overlapped, exposed = run_ranks(2, _hide, 0.0, 2.0)[1]
+    (_, of_server, next_of_server), (overlapped, exposed, following) = run_ranks(2, _hide, 0.0, 2.0)
     # 32 MB take at least 5 ms, and arrive before the work is done
     assert 0.005 < overlapped < 1.5
     assert exposed < 0.5
+    assert 0.005 < of_server < 1.5
+    # what is left of the work is no communication of the next collective, on whichever rank
+    assert next_of_server < 0.5
+    assert following < 0.5
 
 
 def test_before_the_last_rank_has_come_nothing_is_overlapped_and_all_after_it_is_exposed():
-    (_, of_server), (overlapped, exposed) = run_ranks(2, _hide, 1.0, 0.3)
+    (_, of_server, _), (overlapped, exposed, _) = run_ranks(2, _hide, 1.0, 0.3)
     assert overlapped == 0
     assert exposed > 0.005  # though the work was longer than that
     assert of_server > 0.005

@@ -254,7 +254,8 @@ class Channel:
             start = resumed = time.perf_counter()
             ended: list[float] = []
             if meanwhile:
-                work.get_future().add_done_callback(lambda _: ended.append(time.perf_counter()))
+                if not wire.is_cuda:  # NCCL calls back at once
+                    work.get_future().add_done_callback(lambda _: ended.append(time.perf_counter()))
                 meanwhile()
                 resumed = time.perf_counter()
             work.wait()
@@ -266,8 +267,8 @@ class Channel:
         now = time.perf_counter()
         arrived = self._clock + float(seconds[:, 0].max())
         took = max(now - (max(arrived, resumed) if meanwhile else arrived), 0.0)
-        if meanwhile:
-            self.overlapped += max(min([resumed, *ended]) - max(arrived, start), 0.0)
+        if ended:
+            self.overlapped += max(min(resumed, *ended) - max(arrived, start), 0.0)
         self._spent[:, : len(NAMES)] += seconds[:, 2:]
         self._spent[:, NAMES.index("reduce")] += took
         self._spent[:, -1] += seconds[:, 0].max() - seconds[:, 0]
@@ -285,5 +286,6 @@ class Channel:
                 seconds=took,
             )
         )
-        self._clock = now
+        # the others go on when the numbers are there, and what is left of this rank's work keeps them waiting later
+        self._clock = min([now, *ended])
         return seconds
