@@ -8,17 +8,19 @@ from statistics import fmean
 from typing import Any
 
 from fedbsd_dist.record import charts, compare, curves, page, reading
+from fedbsd_dist.record.charts import Picture
 from fedbsd_dist.record.console import table
 from fedbsd_dist.record.curves import HEAD, RECEIVED
 from fedbsd_dist.record.exchange import Round
 from fedbsd_dist.record.files import telling, write_atomically
-from fedbsd_dist.record.page import Figure, Rows, Section
+from fedbsd_dist.record.page import Rows, Section
 from fedbsd_dist.record.profiled import BASELINE, SHARE, Profiled, load
 from fedbsd_dist.record.reading import Problem
 from fedbsd_dist.units import size
 
 MARKDOWN, JSON, PICTURE = "communication.md", "communication.json", "communication.svg"
 TITLE = "What crosses, and what it saves"
+SHOWN = "Federated bytes by group of parameters, and accuracy against them"
 NEXT_TO_NOTHING = 0.01
 """A fraction of FedAvg's bytes, saved or more, below which that is what it is called."""
 MUCH = 0.05
@@ -33,13 +35,12 @@ def report(folder: Path, runs: Sequence[Path], target: float) -> str:
     """
     profiled, problems = load(runs)
     sections = _sections(profiled, problems, target)
-    figure = _figure(profiled, target)
     lead = [verdict(one) for one in profiled if one.group.method != BASELINE]
-    markdown = page.as_markdown(TITLE, lead, sections) + f"\n![{figure.alt}]({PICTURE})\n"
+    markdown = page.as_markdown(TITLE, lead, sections) + f"\n![{SHOWN}]({PICTURE})\n"
     with telling(folder):
         write_atomically(folder / MARKDOWN, markdown.encode())
         write_atomically(folder / JSON, (json.dumps(_as_json(profiled, target), indent=1) + "\n").encode())
-        write_atomically(folder / PICTURE, figure.picture.light)
+        write_atomically(folder / PICTURE, _picture(profiled, target).light)
     told = [f"{section.title}\n{table(section.table)}" for section in sections if section.table and not section.folded]
     written = ", ".join(str(folder / name) for name in (MARKDOWN, JSON, PICTURE))
     return "\n\n".join([*told, "\n".join(lead), *reading.told(problems), f"written: {written}"])
@@ -125,8 +126,7 @@ def _wire_notes(profiled: Sequence[Profiled]) -> list[str]:
     notes = [
         f"Of {' or '.join(map(str, ranks))} rank(s), each of which computes for many clients, so that one sum a round "
         "crosses. Payload: the buffers handed to collectives; beside it, the part that is no model's (weights, "
-        "metrics, clocks, tests). Ring: what n ranks send in all, of an all-reduce 2(n-1) "
-        "times the payload.",
+        "metrics, clocks, tests). Ring: what n ranks send in all, of an all-reduce 2(n-1) times the payload.",
         "Counted: what the interfaces (loopback and cards) of all hosts sent in the rounds, by the kernel. It counts "
         "packets, with their headers and acknowledgements (0.1 to 0.9 % of an all-reduce of 1 MB or more; of smaller "
         "ones 2.6 kB each between 2 ranks, 8 kB between 3), the ranks' signs of life (1 kB a second of each), and all "
@@ -254,7 +254,7 @@ def _cells(line: Round) -> list[str]:
     ]
 
 
-def _figure(profiled: Sequence[Profiled], asked: float) -> Figure:
+def _picture(profiled: Sequence[Profiled], asked: float) -> Picture:
     labels = [one.label for one in profiled]
     groups = list(dict.fromkeys(name for one in profiled for name in one.upload))
     parts: dict[str, list[float]] = {name: [] for name in groups}
@@ -268,11 +268,8 @@ def _figure(profiled: Sequence[Profiled], asked: float) -> Figure:
         lines.append(
             charts.Line(one.label, [1e-6 * point.bytes for point in points], [100 * p.received for p in points], None)
         )
-    targets = {one.target(asked) for one in profiled} - {None}
-    told = ", ".join(f"{one.label} {size(one.federated)}" for one in profiled)
-    alt = f"Federated bytes by group of parameters, and accuracy against them. {told}."
-    target = 100 * targets.pop() if len(targets) == 1 else None  # type: ignore[operator]
-    return Figure(charts.exchanged(labels, parts, lines, target), alt, "")
+    targets = {target for one in profiled if (target := one.target(asked)) is not None}
+    return charts.exchanged(labels, parts, lines, 100 * min(targets) if len(targets) == 1 else None)
 
 
 def _as_json(profiled: Sequence[Profiled], asked: float) -> dict[str, Any]:

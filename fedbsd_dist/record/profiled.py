@@ -25,7 +25,7 @@ class Profiled:
     group: Group
     exchanges: list[Exchange]
     baseline: "Profiled | None"
-    """None where there is no run of FedAvg's; of FedAvg itself, itself would be it."""
+    """None where no run of FedAvg's has the same settings. FedAvg has itself."""
 
     @property
     def label(self) -> str:
