@@ -27,7 +27,7 @@ FLOORS = [
     {"together"},
     {"methods", "stacked"},
     {"client"},
-    {"batches", "private"},
+    {"batches", "cohorts", "private"},
     {
         "augment",
         "commandline",
