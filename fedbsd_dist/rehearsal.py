@@ -113,7 +113,7 @@ def _turn(
     """((bytes after every operation of learning, and of a test), bytes before it, bytes of a sample's features)."""
     channels, height, width = shape
     device, model = model.device, copy.deepcopy(model)
-    train = config.train.model_copy(update={"local_epochs": 2, "batch_size": samples})
+    train = config.train.model_copy(update={"local_epochs": 2, "batch_size": samples, "cuda_graphs": False})
     config = config.model_copy(update={"train": train, "client": config.client.model_copy(update={"store": "device"})})
     images = torch.zeros(samples, height, width, channels, dtype=torch.uint8, device=device)
     labels = torch.arange(samples, device=device) % num_classes
