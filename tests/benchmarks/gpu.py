@@ -88,7 +88,7 @@ def settings(device: str, folder: Path) -> list[Setting]:
         dealt = ("data.partition=dirichlet", "data.alpha=0.1", f"data.num_clients={clients}", "data.min_samples=10")
         name, noise = f"{clients} clients of noise", (1, *dealt_out, 28, 28, 1)
         few = Setting(name=name, noise=noise, options=(*dealt, *common), together=clients)
-    return [of_many, few]
+    return [few, of_many]
 
 
 def start(world: World, folder: str, setting: Setting, device: str, options: list[str]) -> Opened:
