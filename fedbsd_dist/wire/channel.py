@@ -269,6 +269,8 @@ class Channel:
         took = max(now - (max(arrived, resumed) if meanwhile else arrived), 0.0)
         if ended:
             self.overlapped += max(min(resumed, *ended) - max(arrived, start), 0.0)
+            # the others go on when the numbers are there: what is left of this rank's work keeps them waiting later
+            now = min(now, *ended)
         self._spent[:, : len(NAMES)] += seconds[:, 2:]
         self._spent[:, NAMES.index("reduce")] += took
         self._spent[:, -1] += seconds[:, 0].max() - seconds[:, 0]
@@ -286,6 +288,5 @@ class Channel:
                 seconds=took,
             )
         )
-        # the others go on when the numbers are there, and what is left of this rank's work keeps them waiting later
-        self._clock = min([now, *ended])
+        self._clock = now
         return seconds
