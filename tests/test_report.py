@@ -330,6 +330,32 @@ def test_clients_that_are_all_alike_differ_by_chance(tmp_path) -> None:
     assert "+0.00 (0 : 0 : 2), p = 1.0000" in markdown_of(tmp_path)
 
 
+def test_a_setting_with_three_values_has_a_table_and_a_figure(tmp_path) -> None:
+    for alpha, value in ((0.1, 0.5), (0.5, 0.6), (5.0, 0.7)):
+        for seed in (0, 1):
+            accuracy = {"received": value + 0.1 * seed}
+            at = {"settings": {"data": {"alpha": alpha}}, "accuracy": accuracy}
+            write_run(tmp_path / f"b{alpha}-{seed}", "fedbsd", seed, **at)
+            if alpha < 1:
+                write_run(tmp_path / f"a{alpha}-{seed}", "fedavg", seed, **at)
+    markdown = markdown_of(tmp_path)
+    assert "| runs | 0.1 | 0.5 | 5 |" in markdown
+    assert "| fedbsd | 55.00 ± 7.07 | 65.00 ± 7.07 | 75.00 ± 7.07 |" in markdown
+    assert "| fedavg | 55.00 ± 7.07 | 65.00 ± 7.07 | - |" in markdown
+    shown = Page((tmp_path / "report.html").read_text())
+    assert [image["alt"] for image in shown.of("img") if "against data.alpha" in image["alt"]]
+
+
+@pytest.mark.parametrize(
+    "rates", [{"fedbsd": (0.1, 0.2), "fedavg": (0.3,)}, {"fedbsd": (0.1,), "fedavg": (0.2,), "ditto": (0.3,)}]
+)
+def test_what_each_method_has_for_itself_is_no_ablation(tmp_path, rates) -> None:
+    for method, values in rates.items():
+        for value in values:
+            write_run(tmp_path / f"{method}{value}", method, settings={"train": {"lr": value}})
+    assert "## Against" not in markdown_of(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory) -> Path:
     """Real ones, of two methods, with validation samples; not to be changed."""

@@ -45,6 +45,7 @@ def of_runs(
             compare.difference_rows(found, names) if found else (),
         ),
         *_client_by_client(groups, histories, names, own),
+        *_against_settings(groups),
         _curves(groups, histories),
         _target(groups, histories, target),
         _clients(groups, histories),
@@ -173,6 +174,37 @@ def _curves(groups: Sequence[Group], histories: Histories) -> Section:
         f"seeds. Bands: {PM} one sample standard deviation over seeds, where there are several."
     )
     return Section(title, [note], (), figures)
+
+
+def _against_settings(groups: Sequence[Group]) -> list[Section]:
+    """Accuracy against every setting, but a method's own, that some runs have at three positive values or more while
+    all else is the same.
+    """
+    sections = []
+    for key in grouping.differing([group.settings for group in groups]):
+        ablation = [] if key.startswith("method.") else grouping.against(groups, key)
+        if max((len(found) for _, found in ablation), default=0) < 3:
+            continue
+        ticks = sorted({value for _, found in ablation for value, _ in found})
+        lines = [
+            charts.Line(
+                label,
+                [value for value, _ in found],
+                [100 * accuracy.mean for _, accuracy in found],
+                [100 * (accuracy.std or 0) for _, accuracy in found],
+            )
+            for label, found in ablation
+        ]
+        caption = f"A point is a row of the table above; bands: {PM} one sample standard deviation over seeds."
+        alt = f"Accuracy of stage {RECEIVED} against {key}, a line for runs that differ in nothing else."
+        figure = Figure(charts.curves(lines, key, ticks=ticks), alt, caption)
+        rows = [["runs", *(f"{value:g}" for value in ticks)]]
+        for label, found in ablation:
+            at = dict(found)
+            rows.append([label, *(percent(at.get(value), PM) for value in ticks)])
+        note = f"Stage {RECEIVED} in percent, after the last round, mean {PM} sample standard deviation over seeds."
+        sections.append(Section(f"Against {key}", [note], rows, [figure]))
+    return sections
 
 
 def _target(groups: Sequence[Group], histories: Histories, target: float | None) -> Section:
