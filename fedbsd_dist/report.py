@@ -1,13 +1,12 @@
 """Finished runs compared on one page: `python -m fedbsd_dist.report RUNS...`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedbsd_dist.command import flags, fraction, start
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.record import choice, compare, curves, grouping, keeping, page, reading, sections
-from fedbsd_dist.record.choice import Choice
 from fedbsd_dist.record.curves import History
 from fedbsd_dist.record.files import write_atomically
 from fedbsd_dist.record.grouping import Group
@@ -15,7 +14,7 @@ from fedbsd_dist.record.reading import Damaged, Problem, Run
 
 HTML, MARKDOWN = "report.html", "report.md"
 USAGE = f"""usage: python -m fedbsd_dist.report RUNS... [--out=FOLDER] [--target=ACCURACY] [--own=OPTIONS]
-                                          [--best=FILE] [--keep=FOLDER]
+                                          [--best=FILE] [--keep=FOLDER] [--figures=FOLDER]
 
 Compares finished runs. RUNS are run directories, or folders with run directories in them. Runs that differ in nothing
 but the seed are one row, and every other method is compared with {compare.BASELINE} seed by seed.
@@ -27,6 +26,7 @@ but the seed are one row, and every other method is compared with {compare.BASEL
   --best     also write what was best for each method on validation samples, to be run with other seeds:
              python -m fedbsd_dist.main CONFIG.yaml FILE seed=[0,1,2]
   --keep     also write the runs, cut down to what this command reads, into a new folder
+  --figures  also write every figure of the page there, as SVG files
 
 Written: {HTML}, one page that needs no other file and no network, and {MARKDOWN}, its tables.
 
@@ -44,6 +44,7 @@ class _Asked:
     own: list[str]
     best: Path | None
     keep: Path | None
+    figures: Path | None
 
 
 def main() -> None:
@@ -70,21 +71,29 @@ def report(arguments: Sequence[str]) -> str:
     methods = ", ".join(dict.fromkeys(group.method for group in groups))
     lead = [f"{sum(len(group.runs) for group in groups)} runs in {len(groups)} rows. Methods: {methods}."]
     contents = {HTML: page.as_html(title, lead, told), MARKDOWN: page.as_markdown(title, lead, told)}
-    try:
-        asked.out.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            write_atomically(asked.out / name, content.encode())
-    except OSError as error:
-        raise UserError(
-            f"--out={asked.out}: cannot write files there ({error.strerror or error}). Choose another folder."
-        ) from None
+    _write("out", asked.out, {name: content.encode() for name, content in contents.items()})
     written = [asked.out / name for name in contents]
     if asked.best:
-        written.append(_write_best(asked.best, choices))
+        _write("best", asked.best.parent, {asked.best.name: choice.as_options(choices).encode()})
+        written.append(asked.best)
+    if asked.figures:
+        _write("figures", asked.figures, page.pictures(told))
+        written.append(asked.figures)
     if asked.keep:
         keeping.keep([run for group in groups for run in group.runs], asked.keep)
         written.append(asked.keep)
     return f"{compare.console_text(groups, problems, own=asked.own)}\n\nwritten: {', '.join(map(str, written))}"
+
+
+def _write(flag: str, folder: Path, contents: Mapping[str, bytes]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            write_atomically(folder / name, content)
+    except OSError as error:
+        raise UserError(
+            f"--{flag}={folder}: cannot write files there ({error.strerror or error}). Choose another folder."
+        ) from None
 
 
 def _check_own(own: Sequence[str], groups: Sequence[Group]) -> None:
@@ -92,16 +101,8 @@ def _check_own(own: Sequence[str], groups: Sequence[Group]) -> None:
         raise UserError(f"--own={','.join(own)}: no run has an option {', '.join(unknown)}. Write them as train.lr.")
 
 
-def _write_best(path: Path, choices: Sequence[Choice]) -> Path:
-    try:
-        write_atomically(path, choice.as_options(choices).encode())
-    except OSError as error:
-        raise UserError(f"--best={path}: cannot be written ({error.strerror or error}). Choose another file.") from None
-    return path
-
-
 def _asked(arguments: Sequence[str]) -> _Asked:
-    given, rest = flags(arguments, ("out", "target", "own", "best", "keep"))
+    given, rest = flags(arguments, ("out", "target", "own", "best", "keep", "figures"))
     folders = [Path(argument) for argument in rest]
     if not folders:
         raise UserError("no runs named. Give run directories, or a folder with some in it; --help says more.")
@@ -113,6 +114,7 @@ def _asked(arguments: Sequence[str]) -> _Asked:
         own=given["own"].split(",") if "own" in given else [],
         best=Path(given["best"]) if "best" in given else None,
         keep=Path(given["keep"]) if "keep" in given else None,
+        figures=Path(given["figures"]) if "figures" in given else None,
     )
 
 

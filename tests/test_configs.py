@@ -76,9 +76,12 @@ def test_each_benchmark_can_be_tuned(path: Path) -> None:
     assert rates == {name: {0.01, 0.02, 0.05, 0.1} for name in WITHOUT_NORM}
 
 
-def _plan(world: World, arguments: list[str]) -> str:
-    (point,) = expand(arguments, OPTIONS)
-    return planned(point.config, world, 1).text
+def _plans(world: World, every: list[list[str]]) -> list[str]:
+    found = []
+    for number, arguments in enumerate(every):
+        (point,) = expand(arguments, OPTIONS)
+        found.append(planned(point.config, world.within(str(number)), 1).text)
+    return found
 
 
 def arrays(path: Path, pixels: int, channels: int, classes: int, each: int) -> None:
@@ -126,26 +129,28 @@ def standing_in(path: Path, source: str, folder: Path) -> list[str]:
 def test_each_benchmark_plans_on_data_of_its_shape(path: Path, tmp_path: Path) -> None:
     """One run of each source and partition that the file asks for."""
     one_each = {
-        (at.config.data.source, at.config.data.alpha, at.config.data.classes_per_client, at.config.data.num_clients): at
-        for at in points_of(path)
+        (data.source, data.alpha, data.classes_per_client, data.num_clients): data
+        for data in (point.config.data for point in points_of(path))
     }
-    for number, point in enumerate(one_each.values()):
-        data = point.config.data
-        instead = standing_in(path, data.source, tmp_path / str(number))
-        exact = [f"data.alpha={data.alpha}", f"data.num_clients={data.num_clients}", "train.local_epochs=1"]
-        exact += [f"data.classes_per_client={data.classes_per_client}", f"data.source={data.source}"]
-        options = [str(path), "seed=0", "method.name=fedbsd", f"data.cache={tmp_path}", *exact, *instead]
-        (text,) = run_ranks(1, _plan, options)
+    instead = {source: standing_in(path, source, tmp_path / source) for source in sources(path)}
+    every = [
+        [
+            *(str(path), "seed=0", "method.name=fedbsd", f"data.cache={tmp_path}", "train.local_epochs=1"),
+            *(f"data.source={data.source}", f"data.alpha={data.alpha}", f"data.num_clients={data.num_clients}"),
+            *(f"data.classes_per_client={data.classes_per_client}", *instead[data.source]),
+        ]
+        for data in one_each.values()
+    ]
+    (texts,) = run_ranks(1, _plans, every)
+    for text, data in zip(texts, one_each.values(), strict=True):
         assert f"\nclients        {data.num_clients}, " in text
 
 
-@pytest.mark.parametrize("method", [name for name in OPTIONS if name != "fedbsd"])
-def test_every_method_plans_with_batch_norm(method: str, tmp_path: Path) -> None:
-    path = CONFIGS / "three_digits.yaml"
-    instead = standing_in(path, "domains", tmp_path / "data")
-    options = [str(path), "seed=0", f"method.name={method}", "data.num_clients=3", f"data.cache={tmp_path}", *instead]
-    (text,) = run_ranks(1, _plan, options)
-    assert "clients        3, 3 of them a round" in text
+def test_every_method_plans_with_batch_norm(tmp_path: Path) -> None:
+    instead = standing_in(CONFIGS / "three_digits.yaml", "domains", tmp_path / "data")
+    common = [str(CONFIGS / "three_digits.yaml"), "seed=0", "data.num_clients=3", f"data.cache={tmp_path}", *instead]
+    (texts,) = run_ranks(1, _plans, [[*common, f"method.name={method}"] for method in OPTIONS])
+    assert [("clients        3, 3 of them a round" in text) for text in texts] == [True] * len(OPTIONS)
 
 
 @pytest.mark.parametrize("path", [path for path in BENCHMARKS if "digits" not in sources(path)], ids=lambda p: p.stem)

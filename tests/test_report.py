@@ -213,6 +213,7 @@ def test_a_run_whose_record_is_damaged_is_named(tmp_path, name, text) -> None:
         (("nowhere",), "nowhere: no such folder"),
         (("empty",), "empty: holds no run"),
         (("--out=file/report",), "--out=file/report: cannot write"),
+        (("--out=out", "--own=lr"), "--own=lr: no run has an option lr"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(sweep, tmp_path, monkeypatch, capsys, arguments, says) -> None:
@@ -382,6 +383,16 @@ def test_what_is_kept_of_runs_makes_the_same_report(two_runs, tmp_path) -> None:
     report.report([str(kept), f"--out={tmp_path / 'cut'}", f"--keep={tmp_path / 'again'}"])
     for path in kept.rglob("*.*"):
         assert (tmp_path / "again" / path.relative_to(kept)).read_bytes() == path.read_bytes()
+
+
+def test_figures_are_files_when_asked_for(two_runs, tmp_path) -> None:
+    report.report([str(two_runs), f"--out={tmp_path}", f"--figures={tmp_path / 'figures'}"])
+    names = [f"learning-curves-{number}" for number in (1, 2, 3)] + ["spread-over-clients-1"]
+    found = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert found == {f"{name}-{shade}.svg" for name in names for shade in ("light", "dark")}
+    html = (tmp_path / "report.html").read_text()
+    for path in (tmp_path / "figures").iterdir():
+        assert base64.b64encode(path.read_bytes()).decode() in html
 
 
 def test_what_was_kept_is_not_written_over(two_runs, tmp_path) -> None:
