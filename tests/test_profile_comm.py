@@ -59,6 +59,8 @@ def test_fedavg_is_run_beside_the_method_with_all_else_the_same():
         ]),
         (("method=[{name: pfedme, lr: 0.01}]",), ["fedavg", "pfedme-lr0.01"]),
         (("method.name=fedprox", "method.mu=0.5"), ["fedavg", "fedprox-mu0.5"]),
+        (("method.name=fedprox", "method.mu=[0.5,1.0]"), ["fedavg", "fedprox-mu0.5", "fedprox-mu1.0"]),
+        (("method=[{name: fedavg, train.lr: 0.5}]",), ["fedavg", "fedavg-train.lr0.5"]),
     ],
 )  # fmt: skip
 def test_a_profile_has_fedavg_once(arguments, names):
@@ -89,7 +91,7 @@ def test_the_runs_lie_below_the_run_directory_and_are_no_profiles_themselves():
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("method.name=pfedme", "method.lr=[0.1,0.2]"), r"method=\[\{name: NAME, lr: VALUE\}, \.\.\.\]"),
+        (("method.name=pfedme", "method.lr=[]"), r"method.lr=\[\]: an empty list"),
         (("run.dir=a", "sweep.dir=b"), "run.dir=a: the runs of a sweep have a folder each"),
         (("profile.target=1.5",), "profile.target=1.5: should be less than or equal to 1"),
         (("method.name=fedpre",), "no such method"),
