@@ -15,7 +15,7 @@ PACKAGE = "fedbsd_dist"
 SOURCES = {path.relative_to(ROOT): path.read_text() for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
 
 FLOORS = [
-    {"main", "preview", "export", "adapt", "report"},
+    {"main", "preview", "export", "adapt", "report", "links"},
     {"overview", "series", "command"},
     {"preflight"},
     {"sweep"},
@@ -41,7 +41,7 @@ FLOORS = [
         "wire",
     },
     {"config", "randomness"},
-    {"dialect", "factories", "phases", "units"},
+    {"dialect", "factories", "phases", "topologies", "units"},
     {"errors"},
 ]
 """Rooms, from the top of the house to the ground. An import goes down, or stays within its room."""
