@@ -13,7 +13,7 @@ from fedbsd_dist.record import forecast
 from fedbsd_dist.record.console import table
 from fedbsd_dist.record.files import write_atomically
 from fedbsd_dist.record.reading import Damaged
-from fedbsd_dist.topologies import FORMULAS, Link
+from fedbsd_dist.topologies import FORMULAS, WINDOW, Link
 from fedbsd_dist.units import duration, size
 
 MARKDOWN, PICTURE = "links.md", "links.png"
@@ -36,14 +36,16 @@ class Preset:
     """Where the bandwidths are from. Latencies are orders of magnitude, of ours."""
 
 
-def _preset(milliseconds: float, up: float, down: float, payload: float, source: str) -> Preset:
+def _preset(milliseconds: float, up: float, down: float, payload: float, source: str, window: float = WINDOW) -> Preset:
     """`up`, `down`: Mbit/s, of which `payload` is what programs get."""
-    rates = (rate * MEGABIT * payload for rate in (up, down))
-    return Preset(Link(latency=milliseconds / 1000, up=next(rates), down=next(rates)), source)
+    up, down = (rate * MEGABIT * payload for rate in (up, down))
+    return Preset(Link(latency=milliseconds / 1000, up=up, down=down, window=window), source)
 
 
 PRESETS = {
-    "nvlink": _preset(0.001, 3_600_000, 3_600_000, 1, "NVLink 4 of an H100, 900 GB/s, half of it each way (NVIDIA)"),
+    "nvlink": _preset(
+        0.001, 3_600_000, 3_600_000, 1, "NVLink 4 of an H100, 900 GB/s, half of it each way (NVIDIA)", window=math.inf
+    ),
     "100gbe": _preset(0.01, 100_000, 100_000, ETHERNET, "100 Gbit/s Ethernet (IEEE 802.3ba)"),
     "10gbe": _preset(0.02, 10_000, 10_000, ETHERNET, "10 Gbit/s Ethernet (IEEE 802.3ae)"),
     "broadband": _preset(10, 20, 100, INTERNET, "20 Mbit/s up, 100 down: the FCC's benchmark of March 2024"),

@@ -8,26 +8,30 @@ import numpy as np
 
 FORMULAS = """\
 Every client has one link into the middle of the network, and so has the server: latency l, bandwidths up and down. One
-message of S bytes takes l of the sender + l of the receiver + S / min(sender's up, receiver's down), and messages share
-a link that is too narrow for all. Of n clients, each with U bytes to upload and D to download in a round:
+message of S bytes takes l of the sender + l of the receiver + S / b, with b = min(sender's up, receiver's down); many
+that share a link have each its part of it. Of n clients, each with U bytes to upload and D to download in a round:
 
   star          l + l_server + max(U / up, n U / down_server), then l + l_server + max(D / down, n D / up_server)
   hierarchical  edge servers with links like the server's: a star of k = ceil(sqrt n) clients at each of them, and one
                 of these ceil(n / k) edge servers at the server
-  tree          ceil(log2 n) steps of 2 l + U / min(up, down), and as many with D
+  tree          ceil(log2 n) steps of 2 l + U / b, and as many with D
   ring          gloo's all-reduce: a phase with U, one with D, each of m = k (n - 1) segments of U / (k n) bytes,
-                k = max(2, ceil(U / n / 1 MiB)). With r = 4 l, the round trip, and s = U / (k n) / min(up, down):
+                k = max(2, ceil(U / n / 1 MiB)). With r = 4 l, the round trip, and s = U / (k n b) for a segment:
                 r + m s if s >= r; ceil(m / 2) (r + s), and + s for even m, if s < r
+  start-up      a TCP connection that was idle sends w = 10 packets and waits for the answer, then twice as many, and so
+                on: r - w / b more each time, while w < b r and more is left to send
 
 Star and hierarchical have a server beside the n clients; in a ring or tree the n are all there is.
 Of clients that differ, all wait for the slowest: the longest latency and the least bandwidths among the n, as the
-median of random draws has them. Not in here: lost packets, TCP's start-up on connections that were idle, other traffic
-on the links, the time to add up what arrives, stragglers in local learning."""
+median of random draws has them. Not in here: lost packets, other traffic on the links, the time to add up what arrives,
+stragglers in local learning."""
 
 SEGMENT = 2**20
 """Bytes that gloo's all-reduce sends at once, at most."""
 IN_FLIGHT = 2
 """Segments that it has under way at a time."""
+WINDOW = 10 * 1448
+"""Bytes that a TCP connection that is new, or was idle, sends before the first answer: RFC 6928, packets of 1500."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,8 @@ class Link:
     """Bytes per second that programs can send: what protocols add is taken off."""
     down: float
     """The same for what is received."""
+    window: float = WINDOW
+    """Bytes under way on a connection when a round begins: infinite where it is not TCP, or has been kept busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +63,9 @@ Topology = Callable[[int, Traffic, Link, Link], float]
 
 def star(num_clients: int, traffic: Traffic, client: Link, server: Link) -> float:
     """All upload at once to one server, which then sends to all at once: its link is shared evenly among them."""
-    latency = client.latency + server.latency
-    up = max(traffic.upload / client.up, num_clients * traffic.upload / server.down)
-    down = max(traffic.download / client.down, num_clients * traffic.download / server.up)
-    return _of(traffic.upload, latency + up) + _of(traffic.download, latency + down)
+    latency, window = client.latency + server.latency, min(client.window, server.window)
+    up = _message(traffic.upload, latency, min(client.up, server.down / num_clients), window)
+    return up + _message(traffic.download, latency, min(client.down, server.up / num_clients), window)
 
 
 def hierarchical(num_clients: int, traffic: Traffic, client: Link, server: Link) -> float:
@@ -73,9 +78,9 @@ def hierarchical(num_clients: int, traffic: Traffic, client: Link, server: Link)
 def tree(num_clients: int, traffic: Traffic, client: Link, server: Link) -> float:
     """Clients sum in pairs, then the sums in pairs, up to one of them; back the same way. No server takes part."""
     steps = (num_clients - 1).bit_length()
-    latency, rate = 2 * client.latency, min(client.up, client.down)
-    up, down = latency + traffic.upload / rate, latency + traffic.download / rate
-    return steps * (_of(traffic.upload, up) + _of(traffic.download, down))
+    rate = min(client.up, client.down)
+    sizes = (traffic.upload, traffic.download)
+    return steps * sum(_message(size, 2 * client.latency, rate, client.window) for size in sizes)
 
 
 def ring(num_clients: int, traffic: Traffic, client: Link, server: Link) -> float:
@@ -89,21 +94,39 @@ def ring(num_clients: int, traffic: Traffic, client: Link, server: Link) -> floa
     if num_clients == 1:
         return 0.0
     round_trip, rate = 4 * client.latency, min(client.up, client.down)
-    return sum(_phase(num_clients, size, round_trip, rate) for size in (traffic.upload, traffic.download))
+    total, window = 0.0, client.window
+    for size in filter(None, (traffic.upload, traffic.download)):
+        per_part = max(IN_FLIGHT, math.ceil(size / SEGMENT / num_clients))
+        count, segment = (num_clients - 1) * per_part, size / (num_clients * per_part)
+        total += _phase(count, segment / rate, round_trip)
+        for _ in range(count // IN_FLIGHT):  # on one connection, which sends ever more
+            if window >= min(IN_FLIGHT * segment, rate * round_trip):
+                break
+            lost, window = _start_up(IN_FLIGHT * segment, round_trip, rate, window)
+            total += lost
+    return total
 
 
-def _phase(num_ranks: int, size: float, round_trip: float, rate: float) -> float:
-    per_part = max(IN_FLIGHT, math.ceil(size / SEGMENT / num_ranks))
-    count = (num_ranks - 1) * per_part
-    segment = size / (num_ranks * per_part) / rate
+def _phase(count: int, segment: float, round_trip: float) -> float:
+    """Seconds of `count` segments that take `segment` seconds of the link each."""
     if segment >= round_trip:
-        return _of(size, round_trip + count * segment)
-    return _of(size, -(-count // 2) * (round_trip + segment) + (segment if count % 2 == 0 else 0.0))
+        return round_trip + count * segment  # the link is never idle
+    return -(-count // 2) * (round_trip + segment) + (segment if count % 2 == 0 else 0.0)
 
 
-def _of(size: float, seconds: float) -> float:
-    """Nobody waits for what is not sent."""
-    return seconds if size else 0.0
+def _message(size: float, latency: float, rate: float, window: float) -> float:
+    """Seconds from the first byte's departure to the last one's arrival; nobody waits for what is not sent."""
+    return latency + size / rate + _start_up(size, 2 * latency, rate, window)[0] if size else 0.0
+
+
+def _start_up(size: float, round_trip: float, rate: float, window: float) -> tuple[float, float]:
+    """Seconds that a connection waits for answers while it sends so many bytes, and its window afterwards."""
+    lost = 0.0
+    while window < min(size, rate * round_trip):
+        lost += round_trip - window / rate
+        size -= window
+        window *= 2
+    return lost, window
 
 
 TOPOLOGIES: dict[str, Topology] = {"ring": ring, "tree": tree, "hierarchical": hierarchical, "star": star}
@@ -124,4 +147,5 @@ def slowest(links: Sequence[Link], num_clients: int) -> Link:
         latency=worst([link.latency for link in links]),
         up=-worst([-link.up for link in links]),
         down=-worst([-link.down for link in links]),
+        window=min(link.window for link in links),
     )

@@ -7,15 +7,17 @@ namespaces are joined by veth pairs and a bridge, shaped both ways. With latency
 on the way out, between which this process hands packets on when they are due: the kernel's netem would do it, but many
 kernels are built without it.
 
-Timed are the channel's all-reduces, as the ledger has them, back to back; and those of whole runs of fedbsd_dist.main,
-with their training between. Predicted by `topologies.ring` from bandwidth, latency and bytes; nothing is fitted. The
-bound is on the larger of the two quotients. Last, without a bound, what the model leaves out: the same after idling,
-where TCP's congestion control (here CUBIC) starts anew.
+Timed are the channel's all-reduces, as the ledger has them: back to back, where TCP's connections stay warm; with idle
+seconds between, where they start anew each time; and in whole runs of fedbsd_dist.main, with their training between.
+Predicted by `topologies.ring` from bandwidth, latency and bytes; nothing is fitted. The bound is on the larger of the
+two quotients. Bandwidths are such that the links take the time and not two busy processors. Congestion control is Reno,
+whose start-up is CUBIC's as well; BBR does not start anew after idling.
 """
 
 import contextlib
 import fcntl
 import json
+import math
 import os
 import select
 import shutil
@@ -35,7 +37,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
 
 from rows import Row, cannot, main, measured
 
-from fedbsd_dist.topologies import Link, Traffic, ring
+from fedbsd_dist.topologies import WINDOW, Link, Traffic, ring
 
 SECONDS = 700, 120
 """It takes, whole and quick."""
@@ -44,12 +46,14 @@ GOAL = 10
 BOUND = 1.15
 PARAMETERS = (85_376, 582_026, 1_300_000)
 """Of the digits' model, of the 4-layer CNN, and of one whose parts have more than two segments on 2 ranks."""
-SETTINGS = ((50, 0), (200, 0), (50, 5), (50, 20), (20, 20))
+SETTINGS = ((20, 0), (100, 0), (50, 5), (50, 20), (20, 20))
 """Mbit/s of every link, and milliseconds from one rank to another."""
 SUBNET = "10.77.0"
 PORT = 29_777
 BURST = 4000
 """Bytes that a link sends at once after it was idle: as few as hold a packet, for the model has none."""
+IDLE = 5
+"""Seconds after which TCP has forgotten what a connection could carry."""
 SEGMENT = 1448
 """Bytes of data in a packet of 1500."""
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
@@ -89,12 +93,18 @@ class Wires:
     milliseconds: float
     """From one rank to another."""
 
-    def predicted(self, payload: int) -> float:
-        """Seconds of an all-reduce."""
+    def predicted(self, payload: int, window: float = WINDOW) -> float:
+        """Seconds of an all-reduce. `window`: as of `Link`."""
         packet = 1500 if self.milliseconds else 1514  # veth's have an Ethernet header
         rate = self.mbit * 1e6 / 8 * SEGMENT / packet
-        link = Link(latency=self.milliseconds / 2000, up=rate, down=rate)
+        link = Link(latency=self.milliseconds / 2000, up=rate, down=rate, window=window)
         return ring(len(self.names), Traffic(upload=payload, download=payload), link, link)
+
+    def reduced(self, runs: int, idle: float, parameters: Sequence[int]) -> Iterator[tuple[int, list[float]]]:
+        """(bytes, seconds by the ledger of all-reduces with `idle` seconds between) for each number of parameters."""
+        for line in self.run("-c", WORKER, json.dumps([runs, idle, *parameters])).splitlines():
+            payload, seconds = json.loads(line)
+            yield payload, seconds
 
     def run(self, *arguments: str) -> str:
         """`python ARGUMENTS` as every rank; what rank 0 says."""
@@ -129,8 +139,8 @@ def shape(mbit: float, device: str, *inside: str) -> None:
 
 
 @contextlib.contextmanager
-def wires(ranks: int, mbit: float, milliseconds: float, congestion: str = "") -> Iterator[Wires]:
-    """Links of one kind, for as long as the block. `congestion`: TCP's congestion control; the system's, if none."""
+def wires(ranks: int, mbit: float, milliseconds: float) -> Iterator[Wires]:
+    """Links of one kind, for as long as the block."""
     own = f"lk{os.getpid()}"
     names = [f"{own}-{rank}" for rank in range(ranks)]
     with contextlib.ExitStack() as stack:
@@ -157,9 +167,8 @@ def wires(ranks: int, mbit: float, milliseconds: float, congestion: str = "") ->
             ip("-n", name, "link", "set", "link0", "up")
             ip("-n", name, "link", "set", "lo", "up")
             shape(mbit, "link0", "ip", "netns", "exec", name)
-            if congestion:
-                setting = f"net.ipv4.tcp_congestion_control={congestion}"
-                subprocess.run(["ip", "netns", "exec", name, "sysctl", "-q", setting], check=True)
+            command = ["ip", "netns", "exec", name, "sysctl", "-q", "net.ipv4.tcp_congestion_control=reno"]
+            subprocess.run(command, check=True)
         if milliseconds:
             stack.enter_context(handing_on(devices, milliseconds / 1000))
         yield Wires(names, mbit, milliseconds)
@@ -204,15 +213,14 @@ def handing_on(devices: Sequence[int], delay: float) -> Iterator[None]:
         thread.join()
 
 
-def compared(what: str, predicted: float, seconds: Sequence[float], bound: float | None = BOUND) -> Iterator[Row]:
+def compared(what: str, predicted: float, seconds: Sequence[float]) -> Iterator[Row]:
     """Two rows: what was measured, and how far from it the prediction is."""
     yield measured(GOAL, f"{what}, measured ({1000 * predicted:.4g} ms predicted)", [1000 * of for of in seconds], "ms")
-    off = [max(predicted / of, of / predicted) for of in seconds]
-    yield measured(GOAL, f"{what}, off by", off, bound=bound)
+    yield measured(GOAL, f"{what}, off by", [max(predicted / of, of / predicted) for of in seconds], bound=BOUND)
 
 
 def rows(quick: bool, *arguments: str) -> Iterator[Row]:
-    """All-reduces for each number of ranks and setting, then whole runs, then what is left out."""
+    """For each number of ranks: all-reduces in each setting, and whole runs."""
     if os.geteuid() or not shutil.which("tc") or not Path("/dev/net/tun").exists():
         yield cannot(GOAL, "shaped links", "needs root, tc and /dev/net/tun: run it as root on Linux with iproute2.")
         return
@@ -221,16 +229,14 @@ def rows(quick: bool, *arguments: str) -> Iterator[Row]:
     for ranks in map(int, arguments or (("2", "3") if quick else ("2", "3", "4"))):
         for mbit, milliseconds in SETTINGS[1:4:2] if quick else SETTINGS:
             with wires(ranks, mbit, milliseconds) as joined:
-                said = joined.run("-c", WORKER, json.dumps([runs, 0, *PARAMETERS[: 2 if quick else 3]]))
-            for line in said.splitlines():
-                payload, seconds = json.loads(line)
-                what = f"{ranks} ranks, {mbit} Mbit/s, {milliseconds} ms, {payload / 1e6:.3g} MB"
-                yield from compared(what, joined.predicted(payload), seconds)
+                where = f"{ranks} ranks, {mbit} Mbit/s, {milliseconds} ms"
+                for payload, seconds in joined.reduced(runs, 0, PARAMETERS[: 2 if quick else 3]):
+                    what = f"{where}, {payload / 1e6:.3g} MB"
+                    yield from compared(what, joined.predicted(payload, math.inf), seconds)
+                for payload, seconds in joined.reduced(5, IDLE, PARAMETERS[:1]) if milliseconds == 20 else ():
+                    what = f"{where}, {payload / 1e6:.3g} MB, idle before"
+                    yield from compared(what, joined.predicted(payload), seconds)
         yield from whole_run(ranks, 50, 20, 5 if quick else 9)
-    with wires(2, 50, 20, "cubic") as joined:
-        payload, seconds = json.loads(joined.run("-c", WORKER, json.dumps([runs, 5, PARAMETERS[0]])))
-    what = f"2 ranks, 50 Mbit/s, 20 ms, {payload / 1e6:.3g} MB, CUBIC after 5 s idle"
-    yield from compared(what, joined.predicted(payload), seconds, None)
 
 
 def whole_run(ranks: int, mbit: float, milliseconds: float, rounds: int) -> Iterator[Row]:
