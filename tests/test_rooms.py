@@ -239,6 +239,7 @@ def test_a_door_only_opens():
 PROBE = """
 import sys, threading
 import fedbsd_dist.main, fedbsd_dist.preview, fedbsd_dist.report, fedbsd_dist.export, fedbsd_dist.adapt
+import fedbsd_dist.links
 import fedbsd_dist.data.__main__
 import torch
 print(__import__("json").dumps({
