@@ -104,7 +104,7 @@ def links(arguments: Sequence[str]) -> str:
         f"Link of the server: {kind}: {server.source}.",
     ]
     title = "Seconds of communication in one round"
-    image = forecast.picture(facts, of_clients, server.link, f"{facts.method} on {about}; server: {kind}")
+    image = forecast.picture(facts, of_clients, server.link, f"{facts.method}. Clients: {about}. Server: {kind}")
     contents = {MARKDOWN: _markdown(title, lead, rows).encode(), PICTURE: image}
     out = Path(given.get("out", run))
     try:
