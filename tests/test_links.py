@@ -379,8 +379,8 @@ def test_a_table_with_gaps_is_refused(tmp_path, text, wrong):
 
 def test_a_table_as_spreadsheets_write_it_is_read(tmp_path):
     path = tmp_path / "clients.csv"
-    path.write_bytes(b"\xef\xbb\xbfclient, latency_ms ,up_mbps,down_mbps\r\na,0,8,16\r\n")
-    assert links.read_clients(path) == [Link(latency=0, up=1e6, down=2e6)]
+    path.write_bytes(b"\xef\xbb\xbfclient, latency_ms ,up_mbps,down_mbps\r\na,5,8,16\r\n")
+    assert links.read_clients(path) == [Link(latency=0.005, up=1e6, down=2e6)]
 
 
 @pytest.mark.parametrize(
