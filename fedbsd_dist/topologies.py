@@ -23,8 +23,8 @@ that share a link have each its part of it. Of n clients, each with U bytes to u
 
 Star and hierarchical have a server beside the n clients; in a ring or tree the n are all there is.
 Of clients that differ, all wait for the slowest: the longest latency and the least bandwidths among the n, as the
-median of random draws has them. Not in here: lost packets, other traffic on the links, the time to add up what arrives,
-stragglers in local learning."""
+median of random draws has them. Not in here: lost packets, other traffic on the links, requests that wait behind data
+on them, busy processors, the time to add up what arrives, stragglers in local learning."""
 
 SEGMENT = 2**20
 """Bytes that gloo's all-reduce sends at once, at most."""
