@@ -15,7 +15,7 @@ PACKAGE = "fedbsd_dist"
 SOURCES = {path.relative_to(ROOT): path.read_text() for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
 
 FLOORS = [
-    {"main", "preview", "export", "adapt", "report"},
+    {"main", "preview", "export", "adapt", "report", "links"},
     {"overview", "series", "command"},
     {"preflight"},
     {"sweep"},
@@ -41,7 +41,7 @@ FLOORS = [
         "wire",
     },
     {"config", "randomness"},
-    {"captured", "convolution", "dialect", "factories", "phases", "units"},
+    {"captured", "convolution", "dialect", "factories", "phases", "topologies", "units"},
     {"errors"},
 ]
 """Rooms, from the top of the house to the ground. An import goes down, or stays within its room."""
@@ -240,6 +240,7 @@ def test_a_door_only_opens():
 PROBE = """
 import sys, threading
 import fedbsd_dist.main, fedbsd_dist.preview, fedbsd_dist.report, fedbsd_dist.export, fedbsd_dist.adapt
+import fedbsd_dist.links
 import fedbsd_dist.data.__main__
 import torch
 print(__import__("json").dumps({
