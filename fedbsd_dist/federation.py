@@ -115,7 +115,8 @@ class Federation(Clients):
         if aggregate.weight:
             clients = self.config.data.num_clients
             with self.phases("reduce"):
-                self.shared = self.method.update(self.shared, aggregate.groups, aggregate.weight, clients)
+                moved = self.method.update(self.shared, aggregate.groups, aggregate.weight, clients)
+                self.shared = self.channel.kept(moved)
         start = time.perf_counter()
         stages: Stages = {}
         if last:

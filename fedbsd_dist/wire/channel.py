@@ -37,6 +37,9 @@ CLOCKS = 2 + len(NAMES)
 WAITING = "waiting"
 """For other ranks to come to the collectives."""
 
+BLOCK = 2**16
+"""Elements of an exact sum that are made a mean at once: in double precision they lie in a cache."""
+
 MAX_WIDTH = 32
 """Numbers a row that `gather` takes: a digest's."""
 
@@ -50,7 +53,8 @@ class Aggregate:
     """What the round's reduction brought, the same on every rank."""
 
     groups: dict[str, Tensor]
-    """Weighted mean of each shared group, float32 [numel] on the device; none where no upload counts."""
+    """Weighted mean of each shared group, float32 [numel] on the device; none where no upload counts. Written over in
+    the reduction after the next one, but for what `Channel.kept` has been given."""
     weight: float
     """Total weight of the uploads that count."""
     diverged: int
@@ -95,11 +99,14 @@ class Channel:
         self.limit = 2.0**RANGE_BITS if exact else largest
         """Magnitude of a parameter above which an upload has diverged."""
         self._metric_limit = 2.0**METRIC_BITS if exact else largest
-        self._buffer = torch.zeros(
-            self._num_parameters + 2 + num_metrics + 1 + CLOCKS * world.size,
-            dtype=torch.int64 if exact else torch.float32,
-            device=placement.device,
-        )
+        numel = self._num_parameters + 2 + num_metrics + 1 + CLOCKS * world.size
+        # a mean lives on as the shared state while the next one is made: its place takes turns with another
+        self._means = [torch.zeros(numel, device=placement.device) for _ in range(2)]
+        # in float32 a sum becomes the mean where it lies
+        self._buffer = torch.zeros(numel, dtype=torch.int64, device=placement.device) if exact else self._means[0]
+        self._empty = True
+        """No upload has been put onto the sum, and what lies in it is of an earlier round."""
+        self._zero = torch.zeros(1, dtype=self._buffer.dtype, device=placement.device)
         staged = placement.device.type == "cuda" and placement.backend != "nccl"
         self._host = torch.empty_like(self._buffer, device="cpu", pin_memory=True) if staged else None
         self._clock = 0.0
@@ -136,11 +143,14 @@ class Channel:
         for upload in uploads:
             target = self._buffer[offset : offset + upload.numel()]
             kept = torch.where(counts, upload, 0.0)  # by weight 0 alone, what is not finite would still be so
+            so_far = self._zero if self._empty else target
             if self._exact:
-                target.add_((kept.double() * (weight * self._scale)).round_().to(torch.int64))
+                units = (kept.double() * (weight * self._scale)).round_().to(torch.int64)
+                torch.add(so_far, units, out=target)
             else:
-                target.add_(kept, alpha=weight)
+                torch.add(so_far, kept, alpha=weight, out=target)
             offset += upload.numel()
+        self._empty = False
         scalars = torch.zeros(2 + self._num_metrics, dtype=torch.float64, device=device)
         scalars[0] = weight
         scalars[2:] = metrics
@@ -172,6 +182,8 @@ class Channel:
         while the numbers travel, and neither needs them nor changes them.
         """
         sizes = {name: buffer.numel() for name, buffer in self._shared.items()}
+        if self._empty:
+            self._buffer[: self._num_parameters] = 0
         self._buffer[self._num_parameters + 2 + self._num_metrics] = self._world.stop.asked * self._scalar_scale
         with self.phases.apart("all-reduce"):
             clocks = self._sum(
@@ -182,11 +194,9 @@ class Channel:
         stop = bool(scalars[2 + self._num_metrics])
         groups: dict[str, Tensor] = {}
         if weight:
-            total = self._buffer[: self._num_parameters]
-            # one pass over floats: a quotient of two, rounded once, is what double precision would give
-            mean = total.double().div_(self._scale * weight).float() if self._exact else total / weight
-            groups = dict(zip(sizes, mean.split(list(sizes.values())), strict=True))
-        self._buffer.zero_()
+            groups = dict(zip(sizes, self._mean(weight).split(list(sizes.values())), strict=True))
+        self._buffer[self._num_parameters :] = 0
+        self._empty = True
         return Aggregate(
             groups=groups,
             weight=weight,
@@ -196,6 +206,28 @@ class Channel:
             evaluation_seconds=float(clocks[:, 1].max()),
             stop=stop,
         )
+
+    def _mean(self, weight: float) -> Tensor:
+        """Of the sum, float32 [num_parameters]."""
+        mean = self._means[0][: self._num_parameters]
+        if self._exact:
+            total = self._buffer[: self._num_parameters]
+            for units, place in zip(total.split(BLOCK), mean.split(BLOCK), strict=True):
+                place.copy_(units.double().div_(self._scale * weight))
+        else:
+            mean.div_(weight)  # a quotient of two floats, rounded once, is what double precision would give
+        self._means.reverse()
+        if not self._exact:
+            self._buffer = self._means[0]
+        return mean
+
+    def kept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What will be there for longer than to the next mean: copied where that is going to be written over it."""
+        next_place = self._means[0].untyped_storage().data_ptr()
+        return {
+            name: values.clone() if values.untyped_storage().data_ptr() == next_place else values
+            for name, values in state.items()
+        }
 
     def spent(self) -> dict[str, np.ndarray]:
         """Seconds of every rank [ranks] in each phase and WAITING, as the collectives since the last call brought them.
