@@ -118,7 +118,9 @@ class Memory:
 
     def _work(self, clients: Sequence[int]) -> tuple[float, float]:
         """Bytes of the phase that takes most: (of the model's size, of the batch's)."""
-        reduction = self.upload * (5 if self.config.wire.sum == "exact" else 2)  # double beside float, or int64 too
+        wire = self.config.wire
+        # double beside float, or int64 too; of an update, what is drawn, its units and what they stand for
+        reduction = self.upload * ((5 if wire.sum == "exact" else 2) + 3 * (wire.codec != "none"))
         if not clients:
             return reduction, 0.0
         rehearsal = self.rehearsal

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedbsd_dist.record import reading
-from fedbsd_dist.record.directory import CLIENTS, LEDGER, METRICS
+from fedbsd_dist.record.directory import CLIENTS, LEDGER, METRICS, SUMMARY
 from fedbsd_dist.record.grouping import FAIR, Group, Spread, spread
 from fedbsd_dist.record.reading import Bytes, Count, Damaged, Mean, Part
 
@@ -42,6 +42,10 @@ class _Entry(Part):
     elements_by_group: dict[str, Count]
 
 
+class _Uploads(Part):
+    upload_bytes: dict[str, Count] | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """An evaluation, and all that it took to get there."""
@@ -62,7 +66,7 @@ class History:
     clients: list[float]
     """Every client's accuracy in the last evaluation of stage FAIR."""
     upload: dict[str, float]
-    """Parameters of each group that a client sends in a round, mean over rounds."""
+    """Bytes of each group that a client sends in a round."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Reached:
 def read(path: Path) -> History:
     """Of a run directory. Raises reading.Damaged."""
     try:
-        return History(points=_points(path), clients=_clients(path / CLIENTS), upload=_upload(path / LEDGER))
+        return History(points=_points(path), clients=_clients(path / CLIENTS), upload=_upload(path))
     except (UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise Damaged(f"not as a run writes it: {type(error).__name__} {error}") from None
 
@@ -108,11 +112,17 @@ def _clients(path: Path) -> list[float]:
 
 
 def _upload(path: Path) -> dict[str, float]:
+    said = reading.parse(_Uploads, path / SUMMARY).upload_bytes
+    return _uncoded(path / LEDGER) if said is None else {**said}
+
+
+def _uncoded(path: Path) -> dict[str, float]:
+    """From the ledger of a run whose summary does not say it, for uploads could only cross as they were."""
     lines = [reading.parse(_Entry, path, text) for text in reading.content(path).splitlines()]
     entries = [line for line in lines if line.purpose == "aggregate"]
     rounds = len({entry.round for entry in entries})
     groups = dict.fromkeys(name for entry in entries for name in entry.elements_by_group if name != "scalars")
-    return {name: sum(entry.elements_by_group.get(name, 0) for entry in entries) / rounds for name in groups}
+    return {name: FLOAT * sum(entry.elements_by_group.get(name, 0) for entry in entries) / rounds for name in groups}
 
 
 def mean_curve(histories: Sequence[History]) -> list[tuple[Point, Spread]]:
@@ -156,4 +166,4 @@ def clients(histories: Sequence[History]) -> list[float]:
 def upload(histories: Sequence[History]) -> dict[str, float]:
     """Bytes of each group of parameters that a client sends in a round, mean over seeds."""
     groups = dict.fromkeys(name for history in histories for name in history.upload)
-    return {name: FLOAT * fmean(history.upload.get(name, 0) for history in histories) for name in groups}
+    return {name: fmean(history.upload.get(name, 0) for history in histories) for name in groups}
