@@ -113,6 +113,7 @@ class Channel:
         # aliases of our own, the only thing that is ever read: what a method does to its tensors changes nothing here
         self._shared = {name: buffer.detach() for name, buffer in shared.items()}
         self._coding = coding
+        self._errors = {name: buffer.detach() for name, buffer in coding.errors.items()} if coding else {}
         coded = {name: self._shared[name].numel() for name in coding.groups} if coding else {}
         self._apart: Sum | None = None
         """Of what does not cross in the buffer."""
@@ -177,8 +178,9 @@ class Channel:
         """Put one client's upload onto this rank's sum: weight x groups, and its metrics [num_metrics].
 
         The upload counts, which is returned as a bool tensor [] on the device, if it is finite and not beyond `limit`,
-        and so are its metrics, and if `sound`, a bool tensor [], says so of what the client does not upload. Nobody
-        waits for the device to know. `client`: whose chance it is, where a codec leaves something to chance.
+        and so are what its codes stand for and its metrics, and if `sound`, a bool tensor [], says so of what the
+        client does not upload. Nobody waits for the device to know. `client`: whose chance it is, where a codec leaves
+        something to chance.
 
         Raises ChannelRefusal, before anything is touched, for a tensor that is not the registered
         buffer itself: a private group, a view, a copy, a buffer with something else in it.
@@ -228,12 +230,12 @@ class Channel:
             assert coding
             update = self._shared[name] - self._received[name]
             if coding.codec.feedback:
-                update += coding.errors[name]
+                update += self._errors[name]
             self._generator.manual_seed(named_seed(coding.seed, "codec", self._round, client, name))
             codes[name] = coding.codec.encode(update, self._generator)
             updates[name] = coding.codec.decode(codes[name], update.numel())
             if coding.codec.feedback:
-                torch.sub(update, updates[name], out=coding.errors[name])
+                torch.sub(update, updates[name], out=self._errors[name])
         return codes, updates
 
     def _check(self, groups: Mapping[str, Tensor]) -> None:
@@ -252,8 +254,8 @@ class Channel:
     def reduce(
         self, round: int, evaluation_seconds: float = 0.0, meanwhile: Callable[[], None] | None = None
     ) -> Aggregate:
-        """The round's one all-reduce; every rank calls it. Leaves the sum empty for the next round. `meanwhile` is done
-        while the numbers travel, and neither needs them nor changes them.
+        """The round's one all-reduce, and the collectives of what is apart; every rank calls it. Leaves the sum empty
+        for the next round. `meanwhile` is done while the numbers travel, and neither needs them nor changes them.
         """
         self._buffer[self._num_parameters + 2 + self._num_metrics] = self._world.stop.asked * self._scalar_scale
         if self._empty:

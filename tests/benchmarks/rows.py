@@ -36,6 +36,7 @@ GOALS = {
     7: "scale in ranks",
     8: "reduction",
     9: "memory",
+    11: "codecs",
 }
 
 WIDTH = 120
