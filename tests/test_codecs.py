@@ -14,6 +14,7 @@ from ranks import run_ranks
 from test_bad_input import refused
 from test_federation import NORM, build, states
 from test_interface import SHORT, alone
+from test_plan import plan_for
 from test_resume import OPTIONS, outcome, resume, stop_in_round
 
 from fedbsd_dist.main import run
@@ -364,6 +365,11 @@ def test_the_ledger_has_all_that_crosses(name, way, tmp_path):
             == 8
         )
         assert whole <= of_round[1]["payload_bytes"] < whole * 1.51 + 4 * 256 * 3
+    foretold = plan_for(3, *options).payloads
+    assert {
+        line["collective"]: line["payload_bytes"] for line in of_round if name != "topk"
+    }.items() <= foretold.items()
+    assert foretold["all-reduce"] == of_round[0]["payload_bytes"]
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["upload_bytes"] == {"backbone": UPLOADS[name], "statistics": 32}
     assert summary["bytes"]["federated_up"] == 2 * 3 * (UPLOADS[name] + 32)
