@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedbsd_dist.batches import PREPARED, Teacher, ask, batch_sizes, batches
+from fedbsd_dist.captured import captured
 from fedbsd_dist.config import Augment, Train
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.errors import UserError
@@ -66,12 +67,15 @@ class Turn:
         Returns what `summed` does, of the losses that `loss` reports.
         """
         optimizer = SGD([*self.model.train_only(parts), *further], self.options)
-        reports = []
-        for batch in self.batches(tensors, epochs=epochs, purpose=purpose, teachers=teachers):
+
+        def step(*batch: Tensor) -> Tensor:
             total, reported = loss(*batch)
             optimizer.step(total, correct)
-            reports.append(torch.stack([*reported]).detach())
-        return self.summed(reports)
+            return torch.stack([*reported]).detach()
+
+        step = captured(step, self.images.device, self.options.cuda_graphs)
+        batches = self.batches(tensors, epochs=epochs, purpose=purpose, teachers=teachers)
+        return self.summed([step(*batch) for batch in batches])
 
     def batches(
         self,

@@ -188,6 +188,9 @@ class Train(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of local learning: `bfloat16` has convolutions and linear layers computed in it (autocast), and is faster where
     the hardware has it: GPUs, and CPUs with AMX at large batches. State, losses, sums and tests stay float32."""
+    cuda_graphs: bool = True
+    """On a GPU, steps are captured and replayed, one launch each. It needs models and methods whose step is nothing but
+    operations on tensors; false: where your own one does other things in it, or waits for the GPU."""
     together: int = Field(1, ge=1, le=10**4)
     """Clients of its part of the cohort that a rank trains in one step, their states stacked: for small models on a
     GPU, which wait for launches; a CPU is slower with it. Equal to one at a time but for rounding, which also depends

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from fedbsd_dist.client import Turn
 from fedbsd_dist.clients import Clients
+from fedbsd_dist.cohorts import draw_cohort
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.evaluation import COUNT, VALIDATED, VALIDATION, Stages
 from fedbsd_dist.faults import Attendance, attend, named, shortened
 from fedbsd_dist.methods.contract import AnyOptions, Method
 from fedbsd_dist.models.flat import FlatModel
-from fedbsd_dist.randomness import generator
 from fedbsd_dist.testing import Testing, Tests
 from fedbsd_dist.together import Turns, groups
 from fedbsd_dist.wire.channel import Channel
@@ -78,10 +78,8 @@ class Federation(Clients):
         """Round -> the clients whose learning diverged in it; a run that goes on begins with those before."""
 
     def cohort(self, round: int) -> list[int]:
-        """The clients of a round, ascending; drawn by (seed, round), whatever the ranks."""
-        clients = self.config.data.num_clients
-        size = cohort_size(self.config.train.participation, clients)
-        return sorted(generator(self.config.seed, "cohort", round).choice(clients, size, replace=False).tolist())
+        """The clients of a round, ascending."""
+        return draw_cohort(self.config, round)
 
     def round(self, number: int) -> Report:
         """One communication round; every rank calls it. `number` counts from 1.
@@ -223,11 +221,6 @@ class Federation(Clients):
         clients = self.config.data.num_clients
         table = self.channel.gather(digests, clients, 32, round=round, purpose=STATE_DIGEST)
         return hashlib.sha256(_sha256(self.shared.values()) + table.astype("uint8").tobytes()).hexdigest()
-
-
-def cohort_size(participation: float, num_clients: int) -> int:
-    """Clients in a round: the nearest whole number, halves up, at least 1."""
-    return max(1, int(participation * num_clients + 0.5))
 
 
 def _sha256(tensors: Iterable[Tensor]) -> bytes:

@@ -8,6 +8,7 @@
     activations   what a step or a test keeps for its batch, the images prepared for it, a teacher's features
     checkpoint    copies that are being written, beside the next rounds
     heap          what the C library's heap takes beside them
+    libraries     what those of a GPU take to work in
 
 Model and activations come of a rehearsal. What is said of the host's memory is of pages of the ranks' own: those of
 files, such as packages' code and the decoded samples, are the system's to drop and to share.
@@ -42,6 +43,8 @@ not fit into. 0.3 to 0.9 were measured, and none at all where every large block 
 STEPS = 15e6
 """Bytes of holes that the small results of the first hundred steps leave, for they lie between larger blocks: 12 to
 18 MB were measured."""
+LIBRARIES = 100e6
+"""Bytes of a GPU that cuBLAS and cuDNN take to work in: 116 MB were measured once, on an H200."""
 WORTH = 0.01
 """Of all: parts and remedies that are less are not spoken of."""
 
@@ -101,6 +104,7 @@ class Memory:
         if self.device.type == "cpu":
             return {**host, **device, "heap": (HEAP * (fixed + activations) + STEPS) * bool(clients)}, {}
         host["model"] = self.payload  # staged
+        device["libraries"] = LIBRARIES
         return host, device
 
     def _learned(self, clients: Sequence[int], rounds: int) -> float:
@@ -131,12 +135,10 @@ class Memory:
         testing = max(rehearsal.testing, key=lambda line: line.at(large))
         prepared = FLOAT * self.pixels * (min(train, max(PREPARED, batch)) - batch)
         together = min(samples, TOGETHER * large + max(self.sizes[client] for client in clients))
-        # clients that learn at once have a state each, and a copy of it that learns
         stacked = min(self.config.train.together, len(clients))
-        states = 2 * self.live * stacked if stacked > 1 else 0.0
         turn = learning.a_sample * batch + prepared + rehearsal.features * train
         phases = [
-            (learning.fixed * stacked + states, turn * stacked),
+            (learning.fixed * stacked, turn * stacked),
             (testing.fixed, testing.a_sample * large + (rehearsal.features + self.pixels) * together),
             (reduction, 0.0),
         ]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedbsd_dist.client import check_batch_norm
 from fedbsd_dist.clients import coded_groups, private_groups, shared_groups
+from fedbsd_dist.cohorts import assign, cohort_size, foresee
 from fedbsd_dist.config import Fault, RunConfig
 from fedbsd_dist.data import manifest, sources
 from fedbsd_dist.data.partition import Partition, make_partition
@@ -19,7 +20,6 @@ from fedbsd_dist.data.shards import Shards
 from fedbsd_dist.environment import code_sha256
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.faults import attend
-from fedbsd_dist.federation import cohort_size
 from fedbsd_dist.host_memory import own_bytes, places
 from fedbsd_dist.memory import Memory
 from fedbsd_dist.methods import make_method
@@ -260,7 +260,7 @@ def make_plan(config: RunConfig, world: World) -> Plan:
     check_batch_norm(model, config.train.batch_size, partition.train_sizes)
     if config.train.together > 1:
         check_together(model, method.stacks, config.method.factory or config.method.name, (channels, height, width))
-    first = 0 if config.server.trains or world.size == 1 else 1
+    ranks = range(0 if config.server.trains or world.size == 1 else 1, world.size)
     plan = Plan(
         config=config,
         placement=placement,
@@ -268,7 +268,7 @@ def make_plan(config: RunConfig, world: World) -> Plan:
         partition=partition,
         model=model,
         method=method,
-        hosted=assign(partition.train_sizes, partition.num_new, range(first, world.size)),
+        hosted=assign(partition.train_sizes, partition.num_new, ranks, foresee(config) if len(ranks) > 1 else ()),
     )
     return replace(plan, memory=measure_memory(plan)) if world.is_server else plan
 
@@ -330,28 +330,6 @@ def divide(samples: Samples, config: RunConfig) -> tuple[RunConfig, Partition]:
         partition = make_partition(samples, data, config.seed)
         data = data.model_copy(update={"num_clients": partition.num_clients})
     return config.model_copy(update={"data": data}), partition
-
-
-def assign(costs: Sequence[int], num_new: int, ranks: range) -> list[list[int]]:
-    """Clients of every rank, balanced by cost: the costliest first, each to the rank of `ranks` with least so far.
-
-    The last `num_new`, which cost nothing in a round, are balanced by themselves. Raises UserError when there are
-    fewer clients that train than ranks to host them.
-    """
-    num_clients = len(costs) - num_new
-    if num_clients < len(ranks):
-        raise UserError(
-            f"data.num_clients={num_clients}: fewer clients than the {len(ranks)} ranks that host them. "
-            f"Use data.num_clients={len(ranks)} or more, or {ranks.start + num_clients} ranks or fewer."
-        )
-    hosted: list[list[int]] = [[] for _ in range(ranks.stop)]
-    for clients in (range(num_clients), range(num_clients, len(costs))):
-        load = dict.fromkeys(ranks, 0)
-        for client in sorted(clients, key=lambda client: (-costs[client], client)):
-            rank = min(ranks, key=lambda rank: (load[rank], rank))
-            hosted[rank].append(client)
-            load[rank] += costs[client]
-    return [sorted(clients) for clients in hosted]
 
 
 def _range(numbers: Sequence[int]) -> str:

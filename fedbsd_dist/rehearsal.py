@@ -1,6 +1,6 @@
 """What a client's turn takes, by a rehearsal: the method's own local learning on a few samples of zeros, twice, with
 all bytes of tensors counted after every operation. They are linear in the number of samples, operation by operation, so
-that two sizes tell of every other.
+that two sizes tell of every other. Where clients learn together, two of them rehearse, and each takes half.
 """
 
 import copy
@@ -19,6 +19,7 @@ from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.methods import make_method
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.models.networks import Shape
+from fedbsd_dist.together import Turns
 
 FEW = (4, 6)
 """Samples of a rehearsal: enough for batch norm on half of them."""
@@ -88,7 +89,7 @@ class Rehearsal:
     copies: float
     """Bytes of the shared state and of the start."""
     learning: Sequence[Line]
-    """After every operation of two epochs of one batch each, `copies` left out."""
+    """Of a client, after every operation of two epochs of one batch each, `copies` left out."""
     testing: Sequence[Line]
     """The same, of a test."""
     features: float
@@ -102,18 +103,18 @@ def rehearse(config: RunConfig, model: FlatModel, shape: Shape, num_classes: int
     return Rehearsal(copies=copies[0], learning=learning, testing=testing, features=features[0])
 
 
-def _lines(few: Sequence[int], more: Sequence[int]) -> list[Line]:
+def _lines(few: Sequence[float], more: Sequence[float]) -> list[Line]:
     slopes = [(b - a) / (FEW[1] - FEW[0]) for a, b in zip(few, more, strict=True)]
     return [Line(fixed=a - FEW[0] * slope, a_sample=slope) for a, slope in zip(few, slopes, strict=True)]
 
 
 def _turn(
     config: RunConfig, model: FlatModel, shape: Shape, num_classes: int, samples: int
-) -> tuple[tuple[list[int], list[int]], int, float]:
+) -> tuple[tuple[list[float], list[float]], int, float]:
     """((bytes after every operation of learning, and of a test), bytes before it, bytes of a sample's features)."""
     channels, height, width = shape
     device, model = model.device, copy.deepcopy(model)
-    train = config.train.model_copy(update={"local_epochs": 2, "batch_size": samples})
+    train = config.train.model_copy(update={"local_epochs": 2, "batch_size": samples, "cuda_graphs": False})
     config = config.model_copy(update={"train": train, "client": config.client.model_copy(update={"store": "device"})})
     images = torch.zeros(samples, height, width, channels, dtype=torch.uint8, device=device)
     labels = torch.arange(samples, device=device) % num_classes
@@ -126,15 +127,17 @@ def _turn(
         std=torch.ones(channels, device=device),
     )
     live = Live([*model.buffers.values(), *model.module.buffers(), images, labels, shard.mean, shard.std])
+    number = 2 if train.together > 1 else 1
     with torch.random.fork_rng(devices=[]), live:
-        clients = Clients(config, make_method(config.method, train), model, {0: shard})
-        turn = clients.receive(0, 1)
-        first = len(live.series)
-        clients.method.learn(turn)
+        clients = Clients(config, make_method(config.method, train), model, dict.fromkeys(range(number), shard))
+        turns = [clients.receive(client, 1) for client in range(number)]
+        first, turn = len(live.series), turns[0]
+        clients.method.learn(turn if number == 1 else Turns(turns))
         second = len(live.series)
         turn.test()
         third = len(live.series)
         features = turn.outputs(model.module.backbone, images).nbytes / samples
     before = live.series[first - 1]
     learning, testing = live.series[first:second], live.series[second:third]
-    return ([now - before for now in learning], [now - before for now in testing]), before, features
+    marks = [(now - before) / number for now in learning], [float(now - before) for now in testing]
+    return marks, before, features

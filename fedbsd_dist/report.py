@@ -1,24 +1,32 @@
 """Finished runs compared on one page: `python -m fedbsd_dist.report RUNS...`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedbsd_dist.command import flags, fraction, start
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.record import compare, curves, grouping, page, reading, sections
+from fedbsd_dist.record import choice, compare, curves, grouping, keeping, page, reading, sections
 from fedbsd_dist.record.curves import History
 from fedbsd_dist.record.files import write_atomically
+from fedbsd_dist.record.grouping import Group
 from fedbsd_dist.record.reading import Damaged, Problem, Run
 
 HTML, MARKDOWN = "report.html", "report.md"
-USAGE = f"""usage: python -m fedbsd_dist.report RUNS... [--out=FOLDER] [--target=ACCURACY]
+USAGE = f"""usage: python -m fedbsd_dist.report RUNS... [--out=FOLDER] [--target=ACCURACY] [--own=OPTIONS]
+                                          [--best=FILE] [--keep=FOLDER] [--figures=FOLDER]
 
 Compares finished runs. RUNS are run directories, or folders with run directories in them. Runs that differ in nothing
 but the seed are one row, and every other method is compared with {compare.BASELINE} seed by seed.
 
   --out      folder to write to: the one folder of RUNS, or `report` where there are several
   --target   accuracy from 0 to 1 to which rounds and bytes are counted; 95 % of the best method's, unless given
+  --own      options, such as train.lr,train.together, that each method has for itself: methods are compared though
+             they differ in them
+  --best     also write what was best for each method on validation samples, to be run with other seeds:
+             python -m fedbsd_dist.main CONFIG.yaml FILE seed=[0,1,2]
+  --keep     also write the runs, cut down to what this command reads, into a new folder
+  --figures  also write every figure of the page there, as SVG files
 
 Written: {HTML}, one page that needs no other file and no network, and {MARKDOWN}, its tables.
 
@@ -33,6 +41,10 @@ class _Asked:
     folders: list[Path]
     out: Path
     target: float | None
+    own: list[str]
+    best: Path | None
+    keep: Path | None
+    figures: Path | None
 
 
 def main() -> None:
@@ -51,30 +63,59 @@ def report(arguments: Sequence[str]) -> str:
     groups, doubles = grouping.group(runs)
     problems += doubles
     of_groups = [[histories[run.path] for run in group.runs] for group in groups]
-    told = sections.of_runs(groups, of_groups, problems, asked.target)
+    _check_own(asked.own, groups)
+    choices = choice.choose(groups, of_groups) if asked.best else []
+    told = sections.of_runs(groups, of_groups, problems, asked.target, asked.own)
+    told[:0] = sections.chosen(choices)
     title = "Comparison of runs"
     methods = ", ".join(dict.fromkeys(group.method for group in groups))
     lead = [f"{sum(len(group.runs) for group in groups)} runs in {len(groups)} rows. Methods: {methods}."]
     contents = {HTML: page.as_html(title, lead, told), MARKDOWN: page.as_markdown(title, lead, told)}
+    _write("out", asked.out, {name: content.encode() for name, content in contents.items()})
+    written = [asked.out / name for name in contents]
+    if asked.best:
+        _write("best", asked.best.parent, {asked.best.name: choice.as_options(choices).encode()})
+        written.append(asked.best)
+    if asked.figures:
+        _write("figures", asked.figures, page.pictures(told))
+        written.append(asked.figures)
+    if asked.keep:
+        keeping.keep([run for group in groups for run in group.runs], asked.keep)
+        written.append(asked.keep)
+    return f"{compare.console_text(groups, problems, own=asked.own)}\n\nwritten: {', '.join(map(str, written))}"
+
+
+def _write(flag: str, folder: Path, contents: Mapping[str, bytes]) -> None:
     try:
-        asked.out.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            write_atomically(asked.out / name, content.encode())
+            write_atomically(folder / name, content)
     except OSError as error:
         raise UserError(
-            f"--out={asked.out}: cannot write files there ({error.strerror or error}). Choose another folder."
+            f"--{flag}={folder}: cannot write files there ({error.strerror or error}). Choose another folder."
         ) from None
-    written = ", ".join(str(asked.out / name) for name in contents)
-    return f"{compare.console_text(groups, problems)}\n\nwritten: {written}"
+
+
+def _check_own(own: Sequence[str], groups: Sequence[Group]) -> None:
+    if unknown := [key for key in own if not any(key in group.settings for group in groups)]:
+        raise UserError(f"--own={','.join(own)}: no run has an option {', '.join(unknown)}. Write them as train.lr.")
 
 
 def _asked(arguments: Sequence[str]) -> _Asked:
-    given, rest = flags(arguments, ("out", "target"))
+    given, rest = flags(arguments, ("out", "target", "own", "best", "keep", "figures"))
     folders = [Path(argument) for argument in rest]
     if not folders:
         raise UserError("no runs named. Give run directories, or a folder with some in it; --help says more.")
     out = Path(given.get("out") or (folders[0] if len(folders) == 1 else "report"))
-    return _Asked(folders, out, fraction("target", given["target"], 1, 0.9) if "target" in given else None)
+    return _Asked(
+        folders=folders,
+        out=out,
+        target=fraction("target", given["target"], 1, 0.9) if "target" in given else None,
+        own=given["own"].split(",") if "own" in given else [],
+        best=Path(given["best"]) if "best" in given else None,
+        keep=Path(given["keep"]) if "keep" in given else None,
+        figures=Path(given["figures"]) if "figures" in given else None,
+    )
 
 
 def _run_dirs(folders: Sequence[Path]) -> list[Path]:

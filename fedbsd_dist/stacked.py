@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedbsd_dist.client import Loss
+from fedbsd_dist.convolution import Unrolled
 from fedbsd_dist.models.flat import FlatModel
 
 
@@ -38,12 +39,16 @@ class Stacked(FlatModel):
         values = dict(zip(map(id, self.module.parameters()), self.views(self.buffers), strict=True))
         return {name: values[id(parameter)] for name, parameter in module.named_parameters()}
 
-    def learned(self, values: Mapping[str, Tensor]) -> None:
-        """Make these the present values of parameters, by their names in the live module."""
+    def learned(self, values: Mapping[str, Tensor], whose: slice) -> None:
+        """Make these, [num_clients, ...], the present values of parameters of some clients, by their names in the live
+        module.
+        """
         for name in values:
             self._part(self._places[name][0])
         present = self.of(self.module)
-        torch._foreach_copy_([present[name] for name in values], [*values.values()])
+        torch._foreach_copy_(
+            [present[name][whose] for name in values], [learned.detach()[whose] for learned in values.values()]
+        )
 
     def _part(self, group: str) -> None:
         """From here on, the clients may differ in it."""
@@ -77,7 +82,8 @@ class Losses(nn.Module):
 
             return torch.vmap(of_sample)(*rows)
 
-        numbers: Tensor = torch.vmap(of_client, in_dims=(by_client, *(0 for _ in batch)))(given, *batch)
+        with Unrolled():
+            numbers: Tensor = torch.vmap(of_client, in_dims=(by_client, *(0 for _ in batch)))(given, *batch)
         return numbers
 
 

@@ -1,7 +1,9 @@
 """Several runs in one launch: `seed=[0,1,2] method.name=[fedavg,fedbsd]` is the product of the lists.
 
 A list where an option takes one value is an axis. For the whole section `method` an element is a name, or a mapping
-of the method's own options: `method=[fedavg, {name: pfedme, lr: 0.01}]`. Later axes change faster.
+of what goes with the method: its own options, and others by their dotted name, which go before those given for all.
+A list in it is a grid of that method alone: `method=[fedavg, {name: ditto, lam: [0.1, 1.0], train.lr: 0.05}]`. Later
+axes change faster.
 """
 
 import copy
@@ -37,7 +39,10 @@ def expand(arguments: Sequence[str], methods: Methods) -> list[Point]:
     Raises UserError as `commandline.load` does, for each of them, and for a sweep that cannot be one.
     """
     values = read_values(arguments)
+    if isinstance(values.get("method"), list):
+        values["method"] = [point for element in values["method"] for point in _grid(element)]
     axes = list(_axes(values))
+    _check_once(axes)
     if not axes:
         config = resolve_values(values, methods)
         if config.sweep != type(config.sweep)():
@@ -83,6 +88,29 @@ def _axes(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], list[Any
             yield (key,), _checked(key, value)
 
 
+def _grid(element: Any) -> Iterator[Any]:
+    """An element of the axis `method`, or where it has lists, an element of each of their products."""
+    if not isinstance(element, Mapping):
+        yield element
+        return
+    lists = {key: _checked(f"method.{key}", of) for key, of in element.items() if isinstance(of, list)}
+    for chosen in itertools.product(*lists.values()):
+        yield {**element, **dict(zip(lists, chosen, strict=True))}
+
+
+def _check_once(axes: Sequence[tuple[tuple[str, ...], list[Any]]]) -> None:
+    """Raises UserError for an option that goes with a method and is an axis of its own, or is one of the launch's."""
+    others = {".".join(path) for path, _ in axes}
+    for path, choices in axes:
+        if path != ("method",):
+            continue
+        for key in (key for element in choices if isinstance(element, Mapping) for key in element):
+            if key in others:
+                raise UserError(f"{key} is given a list, and goes with a method too: method={choices}. Choose one.")
+            if str(key).partition(".")[0] in OF_THE_LAUNCH:
+                raise UserError(f"{key} goes with a method, but is the same for all runs of a launch.")
+
+
 def _takes_list(section: str, field: str) -> bool:
     """Whether the option's one value is a list."""
     known = RunConfig.model_fields.get(section)
@@ -108,8 +136,14 @@ def _checked(key: str, choices: list[Any]) -> list[Any]:
 
 
 def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    if path == ("method",) and not isinstance(value, dict):
-        value = {"name": value}
+    if path == ("method",):
+        given = value if isinstance(value, dict) else {"name": value}
+        value = {key: of for key, of in given.items() if "." not in str(key)}
+        for key in given.keys() - value.keys():
+            section, _, field = key.partition(".")
+            if not isinstance(values.setdefault(section, {}), dict):
+                raise UserError(f"{key} goes with a method, but {section} is no section.")
+            values[section][field] = given[key]
     if len(path) == 1:
         values[path[0]] = value
     else:

@@ -2,11 +2,12 @@
 
 A small model on a GPU waits for launches, of which N clients then take no more than one does. The loss of a method is
 called as for one client: `vmap` makes of it the losses of [clients, samples], whose weighted sums are what each client
-descends. So a batch may have gaps, and clients of any sizes fit; those that are done drop out of the step.
+descends. So a batch may have gaps, and clients of any sizes fit; those that are done drop out of the step, by halves.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from fedbsd_dist.augment import Changes, augment
 from fedbsd_dist.batches import PREPARED, Teacher, ask, batch_sizes, passes
+from fedbsd_dist.captured import captured
 from fedbsd_dist.client import Loss, Turn
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.models.flat import PARAMETERS, FlatModel, snapshot
@@ -75,19 +77,29 @@ class Turns(Turn):
         }
         optimizer = SGD([*learning.values()], self.options, stacked=True)
         losses = Losses(self.model.module, loss)
-        present, sums = {**state, **learning}, torch.empty(0)
-        for sizes, weights, *batch in self._steps(tensors, epochs, purpose, teachers):
-            num_clients = len(sizes)
-            if num_clients < len(present[next(iter(learning))]):
-                narrowed = dict(zip(learning, optimizer.narrow(num_clients), strict=True))
-                present = {**{name: values[:num_clients] for name, values in present.items()}, **narrowed}
+        present = {**state, **learning}
+
+        def step(sizes: Tensor, weights: Tensor, *batch: Tensor) -> Tensor:
             # [num_clients, 1 + num_losses]: what is descended, and what is reported
             means = (weights[..., None] * losses.of_samples(present, batch)).sum(1)
             optimizer.step(means[:, 0].sum())
+            return means[:, 1:].detach() * sizes[:, None]
+
+        step = captured(step, self.images.device, self.options.cuda_graphs, lasting=True)
+        sums, learners = torch.empty(0), len(self.turns)
+        for still, *batch in self._steps(tensors, epochs, purpose, teachers):
+            if still < learners:
+                self.model.learned(learning, slice(still, learners))
+                learners = still
+            stacked = len(batch[0])
+            if stacked < len(present[next(iter(learning))]):
+                narrowed = dict(zip(learning, optimizer.narrow(stacked), strict=True))
+                present = {**{name: values[:stacked] for name, values in present.items()}, **narrowed}
+            reported = step(*batch)
             if not sums.numel():
-                sums = torch.zeros_like(means[:, 1:])
-            sums[:num_clients].addcmul_(means[:, 1:].detach(), sizes[:, None])
-        self.model.learned({name: values.detach() for name, values in learning.items()})
+                sums = torch.zeros_like(reported)
+            sums[:stacked] += reported
+        self.model.learned(learning, slice(0, learners))
         samples = torch.tensor(self._counts, dtype=sums.dtype, device=sums.device) * epochs
         return torch.cat([sums, samples[:, None]], 1)
 
@@ -129,9 +141,10 @@ class Turns(Turn):
 
     def _steps(
         self, tensors: Sequence[Tensor], epochs: int, purpose: str, teachers: Sequence[Tensor | Teacher]
-    ) -> Iterator[tuple[Tensor, ...]]:
-        """For each step, of those who still learn: batch sizes, float32 [num_clients]; the samples' weights in the
-        mean of their batch, 0 for what only fills it up, [num_clients, b]; and the batch, each [num_clients, b, ...].
+    ) -> Iterator[tuple[Any, ...]]:
+        """For each step, how many clients still learn, and of them and some who are done: batch sizes, float32
+        [num_clients]; the samples' weights in the mean of their batch, 0 for what only fills it up, [num_clients, b];
+        and the batch, each [num_clients, b, ...].
 
         Who learns from what is as of one client.
         """
@@ -140,7 +153,7 @@ class Turns(Turn):
         schedule = self._schedule(epochs, purpose)
         at_once = max(1, PREPARED // schedule.width)
         for first in range(0, schedule.steps[0], at_once):
-            num_clients, here = schedule.learning(first), slice(first, first + at_once)
+            num_clients, here = schedule.stacked(first), slice(first, first + at_once)
             order = schedule.order[:num_clients, here].flatten(1)
             chunk = [tensor[order] for tensor in rows]
             if rows[0] is self.images:
@@ -151,9 +164,9 @@ class Turns(Turn):
                 chunk += [teacher(chunk[0]) for teacher in asked]
             chunk = [tensor.unflatten(1, (-1, schedule.width)) for tensor in chunk]
             for step in range(chunk[0].shape[1]):
-                still = schedule.learning(first + step)
-                numbers = (schedule.sizes[:still, first + step], schedule.weights[:still, first + step])
-                yield *numbers, *(tensor[:still, step] for tensor in chunk)
+                stacked, at = schedule.stacked(first + step), first + step
+                numbers = (schedule.sizes[:stacked, at], schedule.weights[:stacked, at])
+                yield schedule.learning(at), *numbers, *(tensor[:stacked, step] for tensor in chunk)
 
     def _schedule(self, epochs: int, purpose: str) -> "_Schedule":
         """The very shuffles and changes that each client has alone."""
@@ -206,6 +219,15 @@ class _Schedule:
     def learning(self, step: int) -> int:
         """How many clients do, counted from the first."""
         return sum(steps > step for steps in self.steps)
+
+    def stacked(self, step: int) -> int:
+        """How many clients a step is done for, done ones with it until half of them are: each number of clients is a
+        graph of its own.
+        """
+        number, learning = len(self.steps), self.learning(step)
+        while number >= 2 * learning:
+            number //= 2
+        return number
 
     def changes(self, num_clients: int, steps: slice) -> Changes:
         """Of the images of the first clients at these steps, client by client."""

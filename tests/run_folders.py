@@ -15,13 +15,17 @@ def write_run(
     *,
     accuracy: Mapping[str, float] = {"received": 0.5, "head_tuned": 0.75},
     received: Sequence[float] = (),
+    validation: Mapping[str, float] = {},
     clients: Sequence[float] = (0.5, 1.0),
     upload: Mapping[str, int] = {"backbone": 90, "head": 10},
     settings: Mapping[str, Mapping[str, Any]] = {},
     sha256: str = "",
     summary: Mapping[str, Any] = {},
 ) -> Path:
-    """A finished run. `received`: of each round, of 1000 bytes up and down and 2 + 1 seconds; or of the last alone."""
+    """A finished run. `received`: of each round, of 1000 bytes up and down and 2 + 1 seconds; or of the last alone.
+
+    `validation`: of each stage, after the last round; before it, it was perfect.
+    """
     path.mkdir(parents=True)
     config: dict[str, Any] = {"data": {"alpha": 0.1}, "method": {"name": method}, "run": {"dir": str(path)}}
     for section, of in settings.items():
@@ -37,9 +41,12 @@ def write_run(
             "accuracy": {"received": {"mean": value}},
             "bytes": exchanged,
             "seconds": {"training": 2.0, "communication": 1.0, "evaluation": 50.0},
+            **({"validation": {"received": {"mean": 1.0}}} if validation else {}),
         }
         for number, value in enumerate(received, 1)
     ]
+    if validation:
+        lines[-1]["validation"] = {stage: {"mean": value} for stage, value in validation.items()}
     entries = [
         {"round": number, "purpose": purpose, "elements_by_group": of}
         for number in range(1, len(received) + 1)

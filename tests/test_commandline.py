@@ -11,7 +11,6 @@ from fedbsd_dist.commandline import help_text, load
 from fedbsd_dist.config import RunConfig, Section
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.methods import OPTIONS
-from fedbsd_dist.sweep import expand
 
 
 def options() -> list[tuple[str, object]]:
@@ -155,19 +154,6 @@ def test_every_problem_is_told_at_once() -> None:
     with pytest.raises(UserError) as refusal:
         load(["train.rounds=0", "data.num_clients=x", "evaluate.evry=1"], OPTIONS)
     assert all(key in str(refusal.value) for key in ("train.rounds", "data.num_clients", "evaluate.every"))
-
-
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_configurations_that_come_along_are_valid_and_name_their_command(path: Path) -> None:
-    given = yaml.safe_load(path.read_text())
-    points = expand([str(path)], OPTIONS)
-    assert {point.config.data.source for point in points} == {given.get("data", {}).get("source", "digits")}
-    if path.stem.startswith("compare"):  # whose network has no batch norm, which fedbn needs
-        assert {point.config.method.name for point in points} == OPTIONS.keys() - {"fedbn"}
-    assert f"-m fedbsd_dist.main configs/{path.name}" in path.read_text()
 
 
 def test_a_list_is_read_from_a_file_and_from_the_command_line(tmp_path) -> None:

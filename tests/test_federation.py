@@ -11,12 +11,13 @@ import torch.distributed as dist
 from ranks import run_ranks, states
 from torch import nn
 
+from fedbsd_dist.cohorts import assign, cohort_size
 from fedbsd_dist.commandline import load
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.evaluation import summarize
-from fedbsd_dist.federation import Federation, cohort_size
+from fedbsd_dist.federation import Federation
 from fedbsd_dist.methods import OPTIONS
-from fedbsd_dist.plan import assign, make_plan
+from fedbsd_dist.plan import make_plan
 from fedbsd_dist.wire.ledger import Ledger
 from fedbsd_dist.wire.world import World
 

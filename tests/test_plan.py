@@ -7,10 +7,11 @@ import pytest
 from ranks import federate
 from test_interface import SHORT, alone
 
+from fedbsd_dist.cohorts import assign
 from fedbsd_dist.commandline import load
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.methods import OPTIONS
-from fedbsd_dist.plan import assign, make_plan
+from fedbsd_dist.plan import make_plan
 from fedbsd_dist.wire.world import meet
 
 

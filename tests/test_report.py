@@ -9,10 +9,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from ranks import federate
 from run_folders import write_run
 
 from fedbsd_dist import report
+from fedbsd_dist.errors import UserError
+from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.record import charts, compare, curves, grouping, page, sections
+from fedbsd_dist.sweep import expand
 
 PATIENCE = 60
 """Seconds that a browser may take."""
@@ -139,7 +143,7 @@ def test_curves_are_cumulative_and_of_all_seeds(sweep) -> None:
     assert [point.seconds for point, _ in curve] == [3, 6, 9, 12]  # training and communication, no evaluation
     assert curve[1][1].mean == pytest.approx(0.6)
     assert curve[1][1].std == pytest.approx(0.4 / 2**0.5)
-    assert histories[0].clients == [0.5, 1.0]  # of the last evaluation only
+    assert histories[0].clients == {"head_tuned": {0: 0.5, 1: 1.0}}  # of the last evaluation only
 
 
 def test_a_target_is_met_where_it_is_first_seen(tmp_path) -> None:
@@ -209,6 +213,7 @@ def test_a_run_whose_record_is_damaged_is_named(tmp_path, name, text) -> None:
         (("nowhere",), "nowhere: no such folder"),
         (("empty",), "empty: holds no run"),
         (("--out=file/report",), "--out=file/report: cannot write"),
+        (("--out=out", "--own=lr"), "--own=lr: no run has an option lr"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(sweep, tmp_path, monkeypatch, capsys, arguments, says) -> None:
@@ -236,6 +241,172 @@ def test_several_folders_and_one_run_named_twice(sweep, tmp_path, monkeypatch) -
     printed = report.report([str(sweep / "avg0"), str(sweep / "avg0"), str(sweep / "bsd0")])
     assert "left out" not in printed
     assert (tmp_path / "report" / "report.html").exists()
+
+
+def tried(path: Path, method: str, lr: float, validation: dict[str, float], seed: int = 9, **options: float) -> None:
+    """A run of a search, whose test accuracy is the worse the better validation is."""
+    accuracy = {"received": 1 - max(validation.values(), default=0), "head_tuned": 0.5}
+    settings = {"train": {"lr": lr}, "method": options}
+    write_run(path, method, seed, accuracy=accuracy, received=(0.9, 0.1), validation=validation, settings=settings)
+
+
+def test_the_best_is_chosen_on_validation_samples_and_read_by_a_sweep(tmp_path) -> None:
+    runs, best = tmp_path / "runs", tmp_path / "best.yaml"
+    for lr, both in ((0.1, (0.5, 0.6)), (0.2, (0.3, 0.8)), (0.3, (0.7, 0.75))):
+        tried(runs / f"avg{lr}", "fedavg", lr, dict(zip(("received", "trained"), both, strict=True)))
+    for lam, value in ((0.1, 0.6), (0.5, 0.4)):
+        tried(runs / f"ditto{lam}", "ditto", 0.4, {"received": value}, lam=lam)
+    tried(runs / "pfedme", "pfedme", 0.4, {"received": 0.5}, lam=3.0, steps=5)
+    report.report([str(runs), f"--best={best}", f"--out={tmp_path}"])
+    # what one method alone had, and what all runs of a method had otherwise than usual, is chosen as well
+    chosen = [(p.config.method.name, p.config.train.lr, getattr(p.config.method, "lam", None), p.config.seed)
+              for p in expand([str(best), "seed=[0,1]"], OPTIONS)]  # fmt: skip
+    of_seed = [("fedavg", 0.2, None), ("ditto", 0.4, 0.1), ("pfedme", 0.4, 3.0)]
+    assert sorted(chosen, key=str) == sorted(((*of, seed) for of in of_seed for seed in (0, 1)), key=str)
+    assert "steps" not in best.read_text()
+    markdown = (tmp_path / "report.md").read_text()
+    assert "| fedavg | train.lr=0.2 | 80.00 | 3 |" in markdown
+    tried(runs / "avg0.05", "fedavg", 0.05, {"received": 0.9})
+    report.report([str(runs), f"--best={best}", f"--out={tmp_path}"])
+    assert "| fedavg | train.lr=0.05 (at the edge) | 90.00 | 4 |" in (tmp_path / "report.md").read_text()
+
+
+def test_what_diverged_with_one_seed_is_no_choice(tmp_path) -> None:
+    for seed in (8, 9):
+        tried(tmp_path / f"low{seed}", "fedavg", 0.1, {"received": 0.5}, seed)
+    tried(tmp_path / "high", "fedavg", 0.2, {"received": 0.9}, 8)
+    report.report([str(tmp_path), f"--best={tmp_path / 'best.yaml'}"])
+    assert "train.lr: 0.1" in (tmp_path / "best.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"validation": {}}, "held no validation samples out"),
+        ({"settings": {"data": {"alpha": 5.0}}}, "runs of fedavg differ in data.alpha, which is no choice"),
+        ({"sha256": "others"}, "have not all the same seeds and clients"),
+        ({"seed": 8}, "have not all the same seeds and clients"),
+    ],
+)
+def test_what_cannot_be_chosen_from(tmp_path, other, says) -> None:
+    one = {"validation": {"received": 0.5}, "settings": {"train": {"lr": 0.1}}}
+    write_run(tmp_path / "a", "fedavg", **one)
+    settings = {**other.get("settings", {}), "train": {"lr": 0.2}}
+    write_run(tmp_path / "b", "fedavg", **{**one, **other, "settings": settings})
+    with pytest.raises(UserError, match=says):
+        report.report([str(tmp_path), f"--best={tmp_path / 'best.yaml'}"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_methods_with_settings_of_their_own_are_compared_when_asked_for(tmp_path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"a{seed}", "fedavg", seed, settings={"train": {"lr": 0.1, "batch": 5}})
+        write_run(tmp_path / f"b{seed}", "fedbsd", seed, settings={"train": {"lr": 0.2, "batch": 5}})
+    assert "| fedavg lr=0.1 - fedbsd |" not in markdown_of(tmp_path)
+    assert "| fedavg lr=0.1 - fedbsd | +0.00" in markdown_of(tmp_path, "--own=train.lr")
+    assert "| fedavg lr=0.1 - fedbsd |" not in markdown_of(tmp_path, "--own=train.batch")
+    with pytest.raises(UserError, match=r"no run has an option train\.lrr"):
+        report.report([str(tmp_path), "--own=train.lr,train.lrr"])
+
+
+def markdown_of(runs: Path, *flags: str) -> str:
+    report.report([str(runs), *flags])
+    return (runs / "report.md").read_text()
+
+
+def test_clients_are_paired_with_themselves(tmp_path) -> None:
+    """p of 8 gains and no loss: 2 / 2^8; clients of one seed are never paired with those of another."""
+    for seed, gain in ((0, 0.05), (1, 0.15)):
+        mine, base = ([value + 0.1 * seed for value in (0.1, 0.2, 0.3, 0.4, 0.5)] for _ in range(2))
+        mine[:4] = [value + gain + 0.01 * client for client, value in enumerate(mine[:4])]
+        write_run(tmp_path / f"a{seed}", "fedavg", seed, clients=mine)
+        write_run(tmp_path / f"b{seed}", "fedbsd", seed, clients=base)
+    # 4 x (0.05 + 0.15) + 2 x 0.06 over 10 clients
+    assert "| fedavg - fedbsd | - | +9.20 (8 : 0 : 2), p = 0.0078 |" in markdown_of(tmp_path)
+
+
+def test_clients_that_are_all_alike_differ_by_chance(tmp_path) -> None:
+    write_run(tmp_path / "a", "fedavg")
+    write_run(tmp_path / "b", "fedbsd")
+    assert "+0.00 (0 : 0 : 2), p = 1.0000" in markdown_of(tmp_path)
+
+
+def test_a_setting_with_three_values_has_a_table_and_a_figure(tmp_path) -> None:
+    for alpha, value in ((0.1, 0.5), (0.5, 0.6), (5.0, 0.7)):
+        for seed in (0, 1):
+            accuracy = {"received": value + 0.1 * seed}
+            at = {"settings": {"data": {"alpha": alpha}}, "accuracy": accuracy}
+            write_run(tmp_path / f"b{alpha}-{seed}", "fedbsd", seed, **at)
+            if alpha < 1:
+                write_run(tmp_path / f"a{alpha}-{seed}", "fedavg", seed, **at)
+    markdown = markdown_of(tmp_path)
+    assert "| runs | 0.1 | 0.5 | 5 |" in markdown
+    assert "| fedbsd | 55.00 ± 7.07 | 65.00 ± 7.07 | 75.00 ± 7.07 |" in markdown
+    assert "| fedavg | 55.00 ± 7.07 | 65.00 ± 7.07 | - |" in markdown
+    shown = Page((tmp_path / "report.html").read_text())
+    assert [image["alt"] for image in shown.of("img") if "against data.alpha" in image["alt"]]
+
+
+@pytest.mark.parametrize(
+    "rates", [{"fedbsd": (0.1, 0.2), "fedavg": (0.3,)}, {"fedbsd": (0.1,), "fedavg": (0.2,), "ditto": (0.3,)}]
+)
+def test_what_each_method_has_for_itself_is_no_ablation(tmp_path, rates) -> None:
+    for method, values in rates.items():
+        for value in values:
+            write_run(tmp_path / f"{method}{value}", method, settings={"train": {"lr": value}})
+    assert "## Against" not in markdown_of(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory) -> Path:
+    """Real ones, of two methods, with validation samples; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs")
+    short = ("train.rounds=3", "evaluate.every=1", "data.num_clients=4", "model.name=mlp", "train.batch_size=200")
+    for method in ("fedavg", "fedbsd"):
+        federate(folder / method, 1, *short, "data.val_fraction=0.1", f"method.name={method}")
+    return folder
+
+
+def test_what_is_kept_of_runs_makes_the_same_report(two_runs, tmp_path) -> None:
+    kept = tmp_path / "kept"
+    report.report([str(two_runs), f"--out={tmp_path / 'whole'}", f"--keep={kept}", f"--best={tmp_path / 'a'}"])
+    assert sorted(path.name for path in kept.iterdir()) == ["fedavg", "fedbsd"]
+    report.report([str(kept), f"--out={tmp_path / 'cut'}", f"--best={tmp_path / 'b'}"])
+    whole, cut = ((tmp_path / name / "report.md").read_text() for name in ("whole", "cut"))
+    assert cut == whole
+    assert "client by client" in whole
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "cut" / "report.html").stat().st_size > 50_000  # with its figures
+    size = sum(path.stat().st_size for path in (kept / "fedbsd").iterdir())
+    assert size < 12_000 < sum(path.stat().st_size for path in (two_runs / "fedbsd").glob("*.*"))
+    # what was kept can be kept again, the same
+    report.report([str(kept), f"--out={tmp_path / 'cut'}", f"--keep={tmp_path / 'again'}"])
+    for path in kept.rglob("*.*"):
+        assert (tmp_path / "again" / path.relative_to(kept)).read_bytes() == path.read_bytes()
+
+
+def test_figures_are_files_when_asked_for(two_runs, tmp_path) -> None:
+    report.report([str(two_runs), f"--out={tmp_path}", f"--figures={tmp_path / 'figures'}"])
+    names = [f"learning-curves-{number}" for number in (1, 2, 3)] + ["spread-over-clients-1"]
+    found = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert found == {f"{name}-{shade}.svg" for name in names for shade in ("light", "dark")}
+    html = (tmp_path / "report.html").read_text()
+    for path in (tmp_path / "figures").iterdir():
+        assert base64.b64encode(path.read_bytes()).decode() in html
+
+
+def test_what_was_kept_is_not_written_over(two_runs, tmp_path) -> None:
+    (tmp_path / "kept" / "fedbsd").mkdir(parents=True)
+    with pytest.raises(UserError, match="fedbsd is there already"):
+        report.report([str(two_runs), f"--keep={tmp_path / 'kept'}", f"--out={tmp_path / 'out'}"])
+    write_run(tmp_path / "a" / "same", "fedavg")
+    write_run(tmp_path / "b" / "same", "fedbsd")
+    with pytest.raises(UserError, match="several runs are called same"):
+        report.report(
+            [str(tmp_path / "a"), str(tmp_path / "b"), f"--keep={tmp_path / 'new'}", f"--out={tmp_path / 'out'}"]
+        )
+    assert [path.name for path in (tmp_path / "kept").rglob("*")] == ["fedbsd"]
+    assert not (tmp_path / "new").exists()
 
 
 def test_eighteen_methods_have_styles_of_their_own() -> None:

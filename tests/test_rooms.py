@@ -27,7 +27,7 @@ FLOORS = [
     {"together"},
     {"methods", "stacked"},
     {"client"},
-    {"batches", "private"},
+    {"batches", "cohorts", "private"},
     {
         "augment",
         "commandline",
@@ -41,7 +41,7 @@ FLOORS = [
         "wire",
     },
     {"config", "randomness"},
-    {"dialect", "factories", "phases", "units"},
+    {"captured", "convolution", "dialect", "factories", "phases", "units"},
     {"errors"},
 ]
 """Rooms, from the top of the house to the ground. An import goes down, or stays within its room."""

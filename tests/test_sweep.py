@@ -71,6 +71,26 @@ def test_lists_may_stand_in_a_file(tmp_path: Path):
     assert (alone.name, alone.config.method.name) == ("", "moon")
 
 
+def test_other_options_may_go_with_a_method_and_before_those_of_all():
+    points = expand(
+        ["method=[fedavg,{name: ditto, lam: 2.0, train.lr: 0.5, model.name: mlp}]", "train.lr=0.3"], OPTIONS
+    )
+    assert [(p.name, p.config.train.lr, p.config.model.name) for p in points] == [
+        ("fedavg", 0.3, "cnn"),
+        ("ditto-lam2.0-train.lr0.5-model.namemlp", 0.5, "mlp"),
+    ]
+    assert points[1].config.method.lam == 2.0
+
+
+def test_a_list_that_goes_with_a_method_is_a_grid_of_its_own():
+    points = expand(["method=[{name: ditto, lam: [0.1,1.0], train.lr: [0.2,0.3]},fedavg]"], OPTIONS)
+    assert [(p.config.method.name, getattr(p.config.method, "lam", None), p.config.train.lr) for p in points] == [
+        *(("ditto", lam, lr) for lam in (0.1, 1.0) for lr in (0.2, 0.3)),
+        ("fedavg", None, 0.02),
+    ]
+    assert len({point.name for point in points}) == 5
+
+
 def test_an_option_that_is_a_list_is_swept_by_a_list_of_lists():
     assert names("data.classes=[zero,one]") == [""]
     points = expand(["data.classes=[[zero,one],[two]]"], OPTIONS)
@@ -106,6 +126,11 @@ def test_slices_have_every_run_once(parts: int):
         (["seed=[0,-1]"], "the run seed-1 of this sweep: seed=-1"),
         (["method.name=[fedavg,fedsgd]"], "the run fedsgd of this sweep: method.name=fedsgd"),
         (["method.name=[fedavg,fedprox]", "method.mu=0.1"], "the run fedavg of this sweep: method.mu"),
+        (["method=[{name: ditto, lam: []}]"], "method.lam=[]: an empty list"),
+        (["method=[{name: ditto, train.lr: 0.1}]", "train.lr=[0.2,0.3]"], "train.lr is given a list, and goes with"),
+        (["method=[{name: ditto, run.threads: 2}]"], "run.threads goes with a method, but is the same for all runs"),
+        (["method=[{name: ditto, seed.x: 2}]", "seed=1"], "seed is no section"),
+        (["method=[{name: ditto, train.llr: 2}]"], "train.llr: unknown option. Did you mean train.lr?"),
         (["run.threads=[1,2]"], "the same for all runs"),
         (["train=[1,2]"], "train is a section"),
         (["seed=[0,1]", "run.dir=x"], "Set sweep.dir instead"),

@@ -115,9 +115,9 @@ def values_after(federation: Federation, reports: list[Report]) -> Values:
         # the mean loss; the count of what is right may tip over
         for stage, table in report.stages.items():
             values[f"loss, {stage}, round {report.round}"] = table[:, 2] / np.maximum(table[:, 1], 1)
-    values |= {name: values.numpy() for name, values in federation.shared.items()}
+    values |= {name: values.cpu().numpy() for name, values in federation.shared.items()}
     for client, state in states(federation).items():
-        values |= {f"{name} of {client}": group.numpy() for name, group in state.items()}
+        values |= {f"{name} of {client}": group.cpu().numpy() for name, group in state.items()}
     return values
 
 
@@ -207,7 +207,9 @@ def test_a_step_of_many_clients_takes_no_more_operations_than_one_of_two(world):
         seen.append(counting.seen)
     of_two, of_ten = seen
     assert len(steps) == 2
-    assert of_two["aten.convolution_backward.default"] == 2 * len(steps)
+    # of two convolutions two products forward, and three backward: the images need no gradient
+    assert of_two["aten.bmm.default"] >= 5 * len(steps)
+    assert not any("convolution" in name for name in of_two)
     assert of_ten == of_two
     assert "aten._local_scalar_dense.default" not in of_ten
 

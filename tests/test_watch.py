@@ -25,7 +25,7 @@ SILENCE, PATIENCE = 8, 10
 """Seconds."""
 MARGIN = 12
 """Seconds above those, on a busy machine: beats, and giving the first who knows the time to say it."""
-HOSTED = {0: "", 1: ", clients 0, 2", 2: ", clients 1, 3"}
+HOSTED = {0: "", 1: ", clients 2, 3", 2: ", clients 0, 1"}
 
 
 @dataclass

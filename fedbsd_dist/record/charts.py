@@ -63,8 +63,10 @@ class Line:
     band: Sequence[float] | None
 
 
-def curves(lines: Sequence[Line], x_label: str) -> Picture:
-    """Accuracy against what it took. Names stand beside the axes, in the order of `lines`, or many below them."""
+def curves(lines: Sequence[Line], x_label: str, *, ticks: Sequence[float] = ()) -> Picture:
+    """Accuracy against what it took. Names stand beside the axes, in the order of `lines`, or many below them. `ticks`:
+    the positive values of a setting, on a logarithmic axis.
+    """
     beside = sum(_lines([line.label for line in lines]))
     place: dict[str, Any] = {"loc": "outside right upper"}
     height = max(4.4, 0.6 + 0.215 * beside)
@@ -79,7 +81,12 @@ def curves(lines: Sequence[Line], x_label: str) -> Picture:
             axes.plot(line.x, line.y, **style, label=_wrapped(line.label), markevery=max(1, len(line.x) // 12))
             if len(lines) <= BANDS:
                 _band(axes, line, style["color"])
-        axes.set_xlim(left=0)
+        if ticks:
+            axes.set_xscale("log")
+            axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+            axes.minorticks_off()
+        else:
+            axes.set_xlim(left=0)
         figure.legend(**place, frameon=False, labelcolor=theme.ink, fontsize=9, handlelength=3)
 
     return _twice(draw, (9.6, height))

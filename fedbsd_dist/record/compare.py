@@ -22,34 +22,52 @@ class Difference:
     by_stage: dict[str, Spread]
 
 
-def differences(groups: Sequence[Group], baseline: str = BASELINE) -> tuple[list[Difference], list[str]]:
-    """(of every other method to the baseline with the same settings apart from methods'; labels without such)."""
+@dataclass(frozen=True)
+class Pair:
+    """A method and the baseline: their runs that differ in the method, and in what goes with it, alone."""
+
+    label: str
+    runs: list[tuple[Run, Run]]
+
+
+def pairs(groups: Sequence[Group], baseline: str = BASELINE, own: Sequence[str] = ()) -> tuple[list[Pair], list[str]]:
+    """(every other method and every variant of the baseline with the same settings; labels of those without such).
+
+    Options of methods may differ, and so may those of `own`, dotted keys that were chosen for each method by itself.
+    """
     bases = [group for group in groups if group.method == baseline]
     found, lonely = [], []
     for one in groups:
         if one.method == baseline:
             continue
-        pairs = [(base, shared) for base in bases if (shared := _shared(one, base))]
-        for base, shared in pairs:
-            # all but the method's options is the same, so its name says it where there is no other
-            name = base.label if len(pairs) > 1 else baseline
-            found.append(_difference(f"{one.label} - {name}", shared))
-        if not pairs:
+        shared_with = [(base, shared) for base in bases if (shared := _shared(one, base, own))]
+        for base, shared in shared_with:
+            # its name says it where there is no other
+            name = base.label if len(shared_with) > 1 else baseline
+            found.append(Pair(f"{one.label} - {name}", shared))
+        if not shared_with:
             lonely.append(one.label)
     return found, lonely
 
 
-def _shared(one: Group, base: Group) -> list[tuple[Run, Run]]:
-    """The pairs of runs that differ in their method alone."""
-    if _others(one) != _others(base):
+def differences(
+    groups: Sequence[Group], baseline: str = BASELINE, own: Sequence[str] = ()
+) -> tuple[list[Difference], list[str]]:
+    """(of every pair; labels of methods that are in none), as `pairs` has them."""
+    found, lonely = pairs(groups, baseline, own)
+    return [_difference(pair.label, pair.runs) for pair in found], lonely
+
+
+def _shared(one: Group, base: Group, own: Sequence[str]) -> list[tuple[Run, Run]]:
+    if _others(one, own) != _others(base, own):
         return []
     by_seed = {run.seed: run for run in base.runs}
-    pairs = [(run, by_seed[run.seed]) for run in one.runs if run.seed in by_seed]
-    return [(run, other) for run, other in pairs if run.clients == other.clients]
+    found = [(run, by_seed[run.seed]) for run in one.runs if run.seed in by_seed]
+    return [(run, other) for run, other in found if run.clients == other.clients]
 
 
-def _others(group: Group) -> dict[str, str]:
-    return {key: value for key, value in group.settings.items() if not key.startswith("method.")}
+def _others(group: Group, own: Sequence[str]) -> dict[str, str]:
+    return {key: value for key, value in group.settings.items() if not key.startswith("method.") and key not in own}
 
 
 def _difference(label: str, pairs: Sequence[tuple[Run, Run]]) -> Difference:
@@ -111,7 +129,9 @@ def comparison(run_dirs: Sequence[Path], baseline: str = BASELINE) -> str:
     return console_text(groups, [*problems, *doubles], baseline)
 
 
-def console_text(groups: Sequence[Group], problems: Sequence[Problem], baseline: str = BASELINE) -> str:
+def console_text(
+    groups: Sequence[Group], problems: Sequence[Problem], baseline: str = BASELINE, own: Sequence[str] = ()
+) -> str:
     """The two tables, what they say, and what was left out."""
     names = stages(groups)
     rows = [["method", *names, f"worst 10 % {FAIR}", "seeds", "sent, received"]]
@@ -126,7 +146,7 @@ def console_text(groups: Sequence[Group], problems: Sequence[Problem], baseline:
                 size(one.exchanged),
             ]
         )
-    found, lonely = differences(groups, baseline)
+    found, lonely = differences(groups, baseline, own)
     parts = [
         "Accuracy in percent, mean over clients: mean +- sample standard deviation over seeds. Sorted by "
         f"{FAIR}, the same step for every method.",

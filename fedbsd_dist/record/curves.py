@@ -1,7 +1,6 @@
 """A run over its rounds, and groups of runs: learning curves, the way to a target, bytes of an upload, clients."""
 
 import csv
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ class _Seconds(Part):
 class _Line(Part):
     round: Count
     accuracy: dict[str, Mean]
+    validation: dict[str, Mean] = Field({})
     bytes: Bytes
     seconds: _Seconds
 
@@ -63,10 +63,12 @@ class History:
     """One run over its rounds."""
 
     points: list[Point]
-    clients: list[float]
-    """Every client's accuracy in the last evaluation of stage FAIR."""
+    clients: dict[str, dict[int, float]]
+    """Of each stage, in its last evaluation: client -> accuracy."""
     upload: dict[str, float]
     """Bytes of each group that a client sends in a round."""
+    validation: dict[str, float]
+    """Of each stage: accuracy on validation samples after the last round; empty where none were held out."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,21 @@ class Reached:
 def read(path: Path) -> History:
     """Of a run directory. Raises reading.Damaged."""
     try:
-        return History(points=_points(path), clients=_clients(path / CLIENTS), upload=_upload(path))
+        lines = [reading.parse(_Line, path / METRICS, text) for text in reading.content(path / METRICS).splitlines()]
+        return History(
+            points=_points(lines),
+            clients=_clients(path / CLIENTS),
+            upload=_upload(path),
+            validation={stage: of.mean for stage, of in lines[-1].validation.items()} if lines else {},
+        )
     except (UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise Damaged(f"not as a run writes it: {type(error).__name__} {error}") from None
 
 
-def _points(path: Path) -> list[Point]:
+def _points(lines: Sequence[_Line]) -> list[Point]:
     found = []
     sent, seconds = 0, 0.0
-    for text in reading.content(path / METRICS).splitlines():
-        line = reading.parse(_Line, path / METRICS, text)
+    for line in lines:
         sent += line.bytes.federated_up + line.bytes.federated_down
         seconds += line.seconds.training + line.seconds.communication
         if RECEIVED in line.accuracy:
@@ -101,12 +108,13 @@ def _points(path: Path) -> list[Point]:
     return found
 
 
-def _clients(path: Path) -> list[float]:
-    rows = csv.DictReader(reading.content(path).decode().splitlines())
-    of = [(int(row["round"]), float(row["accuracy"])) for row in rows if row["stage"] == FAIR]
-    newest = max((number for number, _ in of), default=0)
-    last = [accuracy for number, accuracy in of if number == newest]
-    if not all(0 <= accuracy <= 1 for accuracy in last):
+def _clients(path: Path) -> dict[str, dict[int, float]]:
+    found: dict[str, dict[int, dict[int, float]]] = {}
+    for row in csv.DictReader(reading.content(path).decode().splitlines()):
+        of_stage = found.setdefault(row["stage"], {})
+        of_stage.setdefault(int(row["round"]), {})[int(row["client"])] = float(row["accuracy"])
+    last = {stage: rounds[max(rounds)] for stage, rounds in found.items()}
+    if not all(0 <= accuracy <= 1 for of in last.values() for accuracy in of.values()):
         raise Damaged(f"{path.name}: an accuracy is no fraction")
     return last
 
@@ -159,8 +167,8 @@ def reached(histories: Sequence[History], target: float) -> Reached:
 
 
 def clients(histories: Sequence[History]) -> list[float]:
-    """Accuracies of all clients of all seeds."""
-    return list(itertools.chain.from_iterable(history.clients for history in histories))
+    """Accuracies of all clients of all seeds at stage FAIR."""
+    return [accuracy for history in histories for accuracy in history.clients.get(FAIR, {}).values()]
 
 
 def upload(histories: Sequence[History]) -> dict[str, float]:

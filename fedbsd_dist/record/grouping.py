@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+from fedbsd_dist import dialect
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.record import reading
 from fedbsd_dist.record.reading import Problem, Run
@@ -119,6 +120,19 @@ def differing(settings: Sequence[dict[str, str]]) -> list[str]:
         if any(len(these) > 1 for these in values.values()):
             found.append(key)
     return found
+
+
+def against(groups: Sequence[Group], key: str) -> list[tuple[str, list[tuple[float, Spread]]]]:
+    """For groups that differ in nothing but `key`: what they have in common, and (its value, accuracy as received),
+    ascending. Values that are no positive numbers are left out.
+    """
+    found: dict[str, dict[float, Spread]] = {}
+    rest = [{name: value for name, value in group.settings.items() if name != key} for group in groups]
+    for group, others in zip(groups, rest, strict=True):
+        value, accuracy = dialect.parse(group.settings.get(key, "")), group.accuracy("received")
+        if type(value) in (int, float) and value > 0 and accuracy:
+            found.setdefault(_label(others, rest), {})[value] = accuracy
+    return [(label, sorted(of.items())) for label, of in found.items()]
 
 
 def _label(own: dict[str, str], settings: Sequence[dict[str, str]]) -> str:

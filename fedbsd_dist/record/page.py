@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -110,6 +111,16 @@ def _uri(svg: bytes) -> str:
 def _text(text: str) -> str:
     """The name of a file that is not UTF-8 has surrogates, which cannot be encoded."""
     return html.escape(text.encode(errors="backslashreplace").decode())
+
+
+def pictures(sections: Sequence[Section]) -> dict[str, bytes]:
+    """Name of a file -> SVG of every figure: learning-curves-1-light.svg."""
+    return {
+        f"{re.sub(r'[^a-z0-9]+', '-', section.title.lower()).strip('-')}-{number}-{shade}.svg": svg
+        for section in sections
+        for number, figure in enumerate(section.figures, 1)
+        for shade, svg in (("light", figure.picture.light), ("dark", figure.picture.dark))
+    }
 
 
 def as_markdown(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from fedbsd_dist.record import charts, compare, curves, grouping, reading
+from fedbsd_dist.evaluation import VALIDATED
+from fedbsd_dist.record import charts, choice, client_pairs, compare, curves, grouping, reading
+from fedbsd_dist.record.choice import Choice
 from fedbsd_dist.record.compare import percent
 from fedbsd_dist.record.curves import HEAD, RECEIVED, Axis, History
 from fedbsd_dist.record.grouping import FAIR, Group, spread
@@ -17,11 +19,15 @@ PM = "±"
 
 
 def of_runs(
-    groups: Sequence[Group], histories: Histories, problems: Sequence[Problem], target: float | None
+    groups: Sequence[Group],
+    histories: Histories,
+    problems: Sequence[Problem],
+    target: float | None,
+    own: Sequence[str] = (),
 ) -> list[Section]:
-    """All of a report. `target`: an accuracy as a fraction; None: 95 % of the best."""
+    """All of a report. `target`: an accuracy as a fraction; None: 95 % of the best. `own`: as of `compare.pairs`."""
     names = grouping.stages(groups)
-    found, lonely = compare.differences(groups)
+    found, lonely = compare.differences(groups, own=own)
     settings = settings_rows(groups)
     sections = [
         Section(
@@ -38,6 +44,8 @@ def of_runs(
             compare.difference_notes(found, lonely),
             compare.difference_rows(found, names) if found else (),
         ),
+        *_client_by_client(groups, histories, names, own),
+        *_against_settings(groups),
         _curves(groups, histories),
         _target(groups, histories, target),
         _clients(groups, histories),
@@ -59,6 +67,15 @@ def of_runs(
     if problems:
         sections.append(Section("Left out", reading.told(problems)))
     return sections
+
+
+def chosen(choices: Sequence[Choice]) -> list[Section]:
+    """Nothing where nothing was to be chosen."""
+    note = (
+        "Of each method what was best on validation samples after the last round, in percent, at the better of the "
+        f"stages {' and '.join(VALIDATED)}; mean over seeds. Test samples had no part in it."
+    )
+    return [Section("Chosen on validation samples", [note], choice.rows(choices))] if choices else []
 
 
 def accuracy_rows(groups: Sequence[Group], names: Sequence[str]) -> Rows:
@@ -94,6 +111,27 @@ def _picks(groups: Sequence[Group]) -> list[Section]:
         rows.append(row)
     note = f"Percent, mean {PM} sample standard deviation over the seeds that have it."
     return [Section(f"Which round counts: {RECEIVED}", [note], rows)]
+
+
+def _client_by_client(
+    groups: Sequence[Group], histories: Histories, names: Sequence[str], own: Sequence[str]
+) -> list[Section]:
+    found, _ = compare.pairs(groups, own=own)
+    by_path = {
+        run.path: of
+        for group, them in zip(groups, histories, strict=True)
+        for run, of in zip(group.runs, them, strict=True)
+    }
+    note = (
+        "Of all clients of all seeds that both have, in the last evaluation: mean difference in percentage points, in "
+        "brackets how many clients gain : lose : stay as they are, and p of Wilcoxon's signed-rank test, two-sided, "
+        "not corrected for the number of comparisons. Clients of one seed learn from each other, so that this p is too "
+        "small where seeds are few: it speaks of the clients of these seeds, the intervals above of other seeds."
+    )
+    rows = client_pairs.rows(found, by_path, names)
+    if all(cell == "-" for row in rows[1:] for cell in row[1:]):
+        return []
+    return [Section(f"Difference to {compare.BASELINE}, client by client", [note], rows)]
 
 
 def _curves(groups: Sequence[Group], histories: Histories) -> Section:
@@ -136,6 +174,37 @@ def _curves(groups: Sequence[Group], histories: Histories) -> Section:
         f"seeds. Bands: {PM} one sample standard deviation over seeds, where there are several."
     )
     return Section(title, [note], (), figures)
+
+
+def _against_settings(groups: Sequence[Group]) -> list[Section]:
+    """Accuracy against every setting, but a method's own, that some runs have at three positive values or more while
+    all else is the same.
+    """
+    sections = []
+    for key in grouping.differing([group.settings for group in groups]):
+        ablation = [] if key.startswith("method.") else grouping.against(groups, key)
+        if max((len(found) for _, found in ablation), default=0) < 3:
+            continue
+        ticks = sorted({value for _, found in ablation for value, _ in found})
+        lines = [
+            charts.Line(
+                label,
+                [value for value, _ in found],
+                [100 * accuracy.mean for _, accuracy in found],
+                [100 * (accuracy.std or 0) for _, accuracy in found],
+            )
+            for label, found in ablation
+        ]
+        caption = f"A point is a row of the table above; bands: {PM} one sample standard deviation over seeds."
+        alt = f"Accuracy of stage {RECEIVED} against {key}, a line for runs that differ in nothing else."
+        figure = Figure(charts.curves(lines, key, ticks=ticks), alt, caption)
+        rows = [["runs", *(f"{value:g}" for value in ticks)]]
+        for label, found in ablation:
+            at = dict(found)
+            rows.append([label, *(percent(at.get(value), PM) for value in ticks)])
+        note = f"Stage {RECEIVED} in percent, after the last round, mean {PM} sample standard deviation over seeds."
+        sections.append(Section(f"Against {key}", [note], rows, [figure]))
+    return sections
 
 
 def _target(groups: Sequence[Group], histories: Histories, target: float | None) -> Section:

@@ -196,6 +196,7 @@ class World:
         nccl = placement.backend == "nccl"
         if placement.device.type == "cuda":
             torch.cuda.set_device(placement.device)
+            torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in convolutions too
         with self.watch.meeting("making the process group"):
             dist.init_process_group(
                 backend="cpu:gloo,cuda:nccl" if nccl else "gloo",

@@ -40,6 +40,7 @@ SETTINGS: list[tuple[int, tuple[int, ...], list[str]]] = [
     (1, (4, 600, 100, 28, 1), [*MADE, "train.batch_size=64", "method.name=ditto"]),
     (3, (4, 600, 100, 28, 1), [*MADE, "train.batch_size=256", "method.name=scaffold"]),
     (1, (4, 600, 100, 28, 1), [*MADE, "train.batch_size=256", "model.name=mlp", "method.name=ditto"]),
+    (1, (8, 200, 20, 32, 3), [*MADE, "train.batch_size=10", "model.name=fedrep_cnn", "train.together=8"]),
     (1, (200, 10, 5, 28, 1), [*MADE, "train.batch_size=10", "method.name=ditto"]),
     (1, (200, 10, 5, 28, 1), [*MADE, "train.batch_size=10", "method.name=ditto", "client.store=mmap"]),
     (1, (2, 20, 10, 32, 3), [*MADE, "train.batch_size=10", "model.name=resnet18"]),

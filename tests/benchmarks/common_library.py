@@ -1,4 +1,4 @@
-"""A round of ours on two ranks, and a round in the way of the field's common library, on the same cores.
+"""A round of ours on two ranks, and a round in the way of the field's common library, on the same cores or GPU.
 
     FASHION_MNIST=DIR CIFAR10=DIR python tests/benchmarks/common_library.py [--quick]
 
@@ -7,6 +7,8 @@ deep copy of the model for each client. A client reads its samples from its file
 single samples of them and has a DataLoader over that. After each round all clients are evaluated with the new mean, in
 batches of 10, on their test samples, with scikit-learn's AUC, and on their training samples. Tensors are in PyTorch's
 own memory format.
+
+Where PyTorch sees a GPU, both are on it: ours on one rank, all of the cohort in one step, and the library's models.
 
 Both sides have the same clients, samples, first model, cohorts, options and number of SGD steps, and take turns round
 by round. Evaluation of ours, too, is of all clients in every round. sides.py says what the variables are.
@@ -42,7 +44,8 @@ SECONDS = 600, 200
 """It takes, whole and quick."""
 
 AT_LEAST = {"20 Fashion-MNIST clients": 3.0, "100 CIFAR-10 clients": 6.0}
-"""Setting -> the ratio of rounds that is asked for."""
+"""Setting -> the ratio of rounds that is asked for on a CPU."""
+AT_LEAST_GPU = 10.0
 
 POINTS = 2.0
 """Percentage points by which accuracies may differ."""
@@ -53,6 +56,7 @@ class LibraryClient:
 
     def __init__(self, model: nn.Module, shard: Shard, place: Path, options: Train) -> None:
         self.model, self.options, self.place = copy.deepcopy(model), options, place
+        self.device = next(model.parameters()).device
         self.num_train = len(shard.train_labels)
         place.mkdir()
         for part, images, labels in (
@@ -78,6 +82,7 @@ class LibraryClient:
         optimizer = class_sgd(self.model, self.options)
         for _ in range(self.options.local_epochs):
             for images, labels in self.loader("train", shuffle=True):
+                images, labels = images.to(self.device), labels.to(self.device)
                 loss = F.cross_entropy(self.model(images), labels)
                 optimizer.zero_grad()
                 loss.backward()
@@ -92,9 +97,9 @@ class LibraryClient:
         self.model.eval()
         correct, scores, truth = 0, [], []
         for images, labels in self.loader("test"):
-            logits = self.model(images)
-            correct += (logits.argmax(1) == labels).sum().item()
-            scores.append(logits.softmax(1).numpy())
+            logits = self.model(images.to(self.device))
+            correct += (logits.argmax(1) == labels.to(self.device)).sum().item()
+            scores.append(logits.softmax(1).cpu().numpy())
             truth.append(label_binarize(labels.numpy(), classes=range(logits.shape[1])))
         area = roc_auc_score(np.concatenate(truth), np.concatenate(scores), average="micro")
         return correct, sum(map(len, truth)), float(area)
@@ -105,7 +110,8 @@ class LibraryClient:
         self.model.eval()
         total = 0.0
         for images, labels in self.loader("train"):
-            total += F.cross_entropy(self.model(images), labels).item() * len(labels)
+            logits = self.model(images.to(self.device))
+            total += F.cross_entropy(logits, labels.to(self.device)).item() * len(labels)
         return total / self.num_train
 
 
@@ -156,11 +162,11 @@ def measure(world: World, rounds: int, folder: str, options: list[str]) -> dict[
         samples, partition = ours.plan.samples, ours.plan.partition
         everybody = range(federation.config.data.num_clients)
         shards = Shards(samples, partition, everybody, torch.device("cpu"), most_bytes=0)
-        library = Library(ours.network(), shards, place, federation.config.train)
+        library = Library(ours.network().to(ours.plan.placement.device), shards, place, federation.config.train)
     cores = len(os.sched_getaffinity(0))
-    found: dict[int, list[Round]] = {cores: [], 1: []}
-    for number in range(1, 2 * rounds + 3):
-        threads = cores if number % 2 else 1
+    found: dict[int, list[Round]] = {cores: []} if torch.cuda.is_available() else {1: [], cores: []}
+    for number in range(1, len(found) * (rounds + 1) + 1):
+        threads = [*found][number % len(found)]
         mine, report = ours.round(number)
         if library:
             torch.set_num_threads(threads)
@@ -175,13 +181,14 @@ def measure(world: World, rounds: int, folder: str, options: list[str]) -> dict[
 
 def rows(quick: bool) -> Iterator[Row]:
     """Of each setting: ratios of whole rounds and of their parts, and accuracies."""
+    ranks, together = (1, ["train.together=1000"]) if torch.cuda.is_available() else (2, [])
     for name, options_of in SETTINGS.items():
         if not find_spec("sklearn"):
             yield cannot(2, name, "scikit-learn is not installed. Install it: pip install scikit-learn")
             continue
         try:
             with tempfile.TemporaryDirectory() as folder:
-                found = run_ranks(2, measure, 1 if quick else 5, folder, options_of(Path(folder)))[0]
+                found = run_ranks(ranks, measure, 1 if quick else 5, folder, [*options_of(Path(folder)), *together])[0]
         except Missing as missing:
             yield cannot(2, name, str(missing))
             continue
@@ -199,7 +206,8 @@ def _ratios(name: str, threads: int, rounds: list[Round]) -> Iterator[Row]:
         return [part(theirs) / part(ours) for ours, theirs, _ in rounds]
 
     what = f"{name}: the library, {threads} thread(s)"
-    yield measured(2, f"{what}, round over ours", ratios(lambda of: of.whole), bound=AT_LEAST[name], at_most=False)
+    least = AT_LEAST_GPU if torch.cuda.is_available() else AT_LEAST[name]
+    yield measured(2, f"{what}, round over ours", ratios(lambda of: of.whole), bound=least, at_most=False)
     yield measured(2, f"{what}, evaluation over ours", ratios(lambda of: of.evaluation))
     yield measured(2, f"{what}, the rest of the round over ours", ratios(lambda of: of.rest))
     yield measured(2, f"{what}, processor time over ours", ratios(lambda of: of.cpu))

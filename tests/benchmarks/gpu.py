@@ -1,21 +1,23 @@
 """What keeps one GPU busy, and what a round takes on it, with each lever on and off.
 
-    python tests/benchmarks/gpu.py [--quick] [--fashion=DIR] [--device=cpu]
+    FASHION_MNIST=DIR python tests/benchmarks/gpu.py [--quick] [--device=cpu]
 
-Two settings, in one process, all clients in every round, 1 epoch of batch 10: FedRep's CNN with 100 clients of 100
-samples (noise, 3 x 32 x 32), without evaluation; and 20 clients, Dirichlet(0.1), of the 582,026-parameter CNN, all
-evaluated each round, on torchvision's Fashion-MNIST in DIR, or without it on noise of the same shape and number of
-samples. Each with FedAvg and FedBSD; the levers are
+Two settings, in one process, all clients in every round, 1 epoch of batch 10: FedRep's CNN with 100 clients of 500
+samples, as many as of CIFAR-10 (noise, 3 x 32 x 32), without evaluation; and 20 clients, Dirichlet(0.1), of the
+582,026-parameter CNN, all evaluated each round, on Fashion-MNIST as sides.py has it, or without it on noise of the same
+shape and number of samples. Each with FedAvg and FedBSD; the levers are
+  graphs       steps captured and replayed (train.cuda_graphs), which is the default; all that follow have it
   together     clients that learn in one step (train.together)
-  bf16         autocast to bfloat16 around the round
+  bfloat16     train.precision
   4 processes  four ranks that share the GPU
 and `loop` is a plain PyTorch loop of FedAvg's steps on the same GPU (tensors in memory, channels_last, fused SGD).
 Every lever begins at the same state, and its state after the first round is compared with the plain one's; later a
 unit or a maximum that rounding tips over makes thousands of times as much of it.
 
 Busy: of one round, the time in which a kernel or a copy is under way on the GPU, by torch.profiler, what overlaps
-counted once, over the median time of the rounds that are not profiled. --device=cpu goes the same way with tiny
-settings, to see that it goes; its figures say nothing (busy is then of the operators on the CPU).
+counted once, over the median time of the rounds that are not profiled; of the training phase where nothing is
+evaluated. --device=cpu goes the same way with tiny settings, to see that it goes; its figures say nothing (busy is then
+of the operators on the CPU).
 """
 
 import json
@@ -24,8 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
@@ -36,11 +37,15 @@ import torch
 from opened import Opened, opened
 from ranks import run_ranks
 from rows import Row, cannot, main, measured
+from sides import Missing, fashion_mnist
 from synthetic import overrides
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from fedbsd_dist.commandline import load
+from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.models.split import build_model
+from fedbsd_dist.plan import prepare_data
 from fedbsd_dist.wire.world import World
 
 SECONDS = 500, 200
@@ -57,62 +62,86 @@ BUSY = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Clients and their model. `noise` is of all clients together where the program deals it out."""
+    """Clients and their model."""
 
     name: str
     noise: tuple[int, ...]
-    """Owners, training and test samples of each, height, width, channels."""
+    """Owners, training and test samples of each, height, width, channels; none: real data."""
     options: tuple[str, ...]
     together: int
 
 
-def settings(device: str, fashion: str) -> list[Setting]:
-    """The two, or tiny ones for the CPU."""
-    many, each, clients, dealt_out = (100, 100, 20, (52_410, 17_500)) if device == "cuda" else (4, 20, 4, (200, 50))
-    dealt = ["data.partition=dirichlet", "data.alpha=0.1", f"data.num_clients={clients}", "data.min_samples=10"]
-    images = ["data.source=fashion_mnist", f"data.root={fashion}", "data.factory=", "data.test_fraction=0.25"]
-    return [
-        Setting(
-            name=f"FedRep's CNN, {many} clients",
-            noise=(many, each, 1, 32, 32, 3),
-            options=("model.name=fedrep_cnn",),
-            together=many,
-        ),
-        Setting(
-            name=f"{clients} clients of {'Fashion-MNIST' if fashion else 'noise'}",
-            noise=(1, *dealt_out, 28, 28, 1),
-            options=(*dealt, "model.name=cnn", "evaluate.every=1", *(images if fashion else ())),
-            together=clients,
-        ),
-    ]
+def settings(device: str, folder: Path) -> list[Setting]:
+    """The two, or tiny ones for the CPU. `folder`: for what they need."""
+    many, each, clients, dealt_out = (100, 500, 20, (52_410, 17_500)) if device == "cuda" else (4, 20, 4, (200, 50))
+    of_many = Setting(
+        name=f"FedRep's CNN, {many} clients",
+        noise=(many, each, 1, 32, 32, 3),
+        options=("model.name=fedrep_cnn",),
+        together=many,
+    )
+    common = ("model.name=cnn", "evaluate.every=1")
+    try:
+        real = fashion_mnist(folder)
+        few = Setting(name=f"{clients} clients of Fashion-MNIST", noise=(), options=(*real, *common), together=clients)
+    except Missing:
+        dealt = ("data.partition=dirichlet", "data.alpha=0.1", f"data.num_clients={clients}", "data.min_samples=10")
+        name, noise = f"{clients} clients of noise", (1, *dealt_out, 28, 28, 1)
+        few = Setting(name=name, noise=noise, options=(*dealt, *common), together=clients)
+    return [few, of_many]
 
 
 def start(world: World, folder: str, setting: Setting, device: str, options: list[str]) -> Opened:
     """A federation of the setting."""
     always = ["train.participation=1.0", "train.local_epochs=1", "train.batch_size=10", "server.trains=true"]
-    data = overrides(*setting.noise)
-    return opened(world, Path(folder), [*data, *always, f"run.device={device}", *setting.options, *options])
+    data = overrides(*setting.noise) if setting.noise else []
+    every = [*data, *setting.options, *always, f"run.device={device}", *options]
+    prepare_data(load(every, OPTIONS), world)
+    return opened(world, Path(folder), every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """By one lever, with one method."""
+
+    seconds: list[float]
+    """Of the rounds after the first."""
+    training: list[float]
+    """Of their training phase, on this rank."""
+    busy: float
+    """Seconds in which the device worked in one more."""
+    state: dict[str, np.ndarray]
+    """After the first: what is shared, and this rank's clients' private state."""
 
 
 def measure(
-    world: World, folder: str, setting: Setting, device: str, options: list[str], bf16: bool, runs: int
-) -> tuple[list[float], float, dict[str, np.ndarray]]:
-    """Seconds of the rounds after the first; seconds in which the device worked in one more; and the state after the
-    first, of which a rank has what is shared and its own clients' private state.
-    """
+    world: World, folder: str, setting: Setting, device: str, options: dict[str, list[str]], runs: int
+) -> dict[str, Found]:
+    """By the name that `options` have."""
+    return {
+        name: _measure(world, f"{folder}/{number}", setting, device, of_one, runs, "together" in name)
+        for number, (name, of_one) in enumerate(options.items())
+    }
+
+
+def _measure(
+    world: World, folder: str, setting: Setting, device: str, options: list[str], runs: int, profiled: bool
+) -> Found:
     federation = start(world, folder, setting, device, options)
-    # without its cache: that would keep the weights as they were before the first step
-    with torch.autocast(device, torch.bfloat16, cache_enabled=False) if bf16 else nullcontext():
-        federation.round()  # warms up
-        first = _state(federation)
-        seconds = [federation.timed()[0] for _ in range(runs)]
-        activity, _ = BUSY[device]
+    federation.round()  # warms up
+    state, busy = _state(federation), float("nan")
+    timed = [federation.timed() for _ in range(runs)]
+    # read a round late where the device is behind
+    training = [float(report.phases["train"][world.rank]) for _, report in timed]
+    if profiled:
+        activity, categories = BUSY[device]
         with profile(activities=[activity]) as profiler:
             federation.round()
-    trace = Path(folder) / f"trace-{world.rank}.json"
-    profiler.export_chrome_trace(str(trace))
-    busy = worked(json.loads(trace.read_text())["traceEvents"], BUSY[device][1])
-    return seconds, busy, first
+            _finish(device)
+        trace = Path(folder) / f"trace-{world.rank}.json"
+        profiler.export_chrome_trace(str(trace))
+        busy = worked(json.loads(trace.read_text())["traceEvents"], categories)
+    return Found(seconds=[seconds for seconds, _ in timed], training=training, busy=busy, state=state)
 
 
 def _state(federation: Opened) -> dict[str, np.ndarray]:
@@ -167,14 +196,15 @@ def _finish(device: str) -> None:
 def rows(quick: bool, *arguments: str) -> Iterator[Row]:
     """Each setting with each method and lever."""
     flags = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
-    device, fashion = flags.get("device", "cuda"), flags.get("fashion", "")
+    device = flags.get("device", "cuda")
     if device == "cuda" and not torch.cuda.is_available():
         yield cannot(3, TITLE, "PyTorch sees no GPU. Run `python tests/benchmarks/gpu.py` on a machine with one.")
         return
     where = torch.cuda.get_device_name() if device == "cuda" else "tried on the CPU"
     runs = 2 if quick else 5
-    for setting in settings(device, fashion):
-        yield from _setting(setting, f"{setting.name} ({where})", device, runs)
+    with tempfile.TemporaryDirectory() as folder:
+        for setting in settings(device, Path(folder)):
+            yield from _setting(setting, f"{setting.name} ({where})", device, runs)
 
 
 def _setting(setting: Setting, name: str, device: str, runs: int) -> Iterator[Row]:
@@ -182,37 +212,36 @@ def _setting(setting: Setting, name: str, device: str, runs: int) -> Iterator[Ro
     limit, busy_limit = (0.5, None) if evaluated else (None, 90.0)
     if device == "cpu":
         limit = busy_limit = None
+    graphs, together = ["train.cuda_graphs=true"], ["train.cuda_graphs=true", f"train.together={setting.together}"]
+    levers = {
+        "plain": ["train.cuda_graphs=false"],
+        "graphs": graphs,
+        "together": together,
+        "together, bfloat16": [*together, "train.precision=bfloat16"],
+    }
+    methods = ("fedavg", "fedbsd")
+    alone = {f"{method}, {lever}": [f"method.name={method}", *of] for method in methods for lever, of in levers.items()}
+    shared = {f"{method}, 4 processes": [f"method.name={method}", *graphs] for method in methods}
     with tempfile.TemporaryDirectory() as folder:
         loop = run_ranks(1, measure_loop, folder, setting, device, runs)[0]
-    yield measured(3, f"{name}: loop, without evaluation", loop, "s")
-    together = [f"train.together={setting.together}"]
-    levers: dict[str, tuple[int, list[str], bool]] = {
-        "plain": (1, [], False),
-        "together": (1, together, False),
-        "bf16": (1, [], True),
-        "together, bf16": (1, together, True),
-        "4 processes": (4, [], False),
+        found: dict[str, Found] = run_ranks(1, measure, folder, setting, device, alone, runs)[0]
+        of_ranks: list[dict[str, Found]] = run_ranks(4, measure, f"{folder}/4", setting, device, shared, runs)
+    found |= {
+        what: replace(of_ranks[0][what], state={key: of for one in of_ranks for key, of in one[what].state.items()})
+        for what in shared
     }
-    for method in ("fedavg", "fedbsd"):
-        plain: dict[str, np.ndarray] = {}
-        for lever, (size, options, bf16) in levers.items():
-            what = f"{name}, {method}, {lever}"
-            with tempfile.TemporaryDirectory() as folder:
-                of_method = [f"method.name={method}", *options]
-                found = run_ranks(size, measure, folder, setting, device, of_method, bf16, runs)
-            seconds, busy, _ = found[0]
-            state = {key: values for _, _, of_rank in found for key, values in of_rank.items()}
-            plain = plain or state
-            yield measured(3, f"{what}: a round", seconds, "s", bound=limit)
-            yield measured(3, f"{what}: to the loop", [of / statistics.median(loop) for of in seconds])
-            if size == 1:
-                share = 100 * busy / statistics.median(seconds)
-                yield measured(3, f"{what}: GPU busy", [share], "%", bound=busy_limit, at_most=False)
-            if lever != "plain":
-                apart = max(float(np.abs(values - plain[key]).max()) for key, values in state.items())
-                yield measured(
-                    3, f"{what}: largest difference from plain after a round", [apart], "", bound=None if bf16 else 1e-5
-                )
+    yield measured(3, f"{name}: loop, without evaluation", loop, "s")
+    for what, of in sorted(found.items()):
+        yield measured(3, f"{name}, {what}: a round", of.seconds, "s", bound=limit)
+        yield measured(3, f"{name}, {what}: to the loop", [one / statistics.median(loop) for one in of.seconds])
+        if "together" in what:
+            share = 100 * of.busy / statistics.median(of.seconds if evaluated else of.training)
+            yield measured(3, f"{name}, {what}: GPU busy", [share], "%", bound=busy_limit, at_most=False)
+        if "plain" not in what:
+            plain = found[f"{what.partition(',')[0]}, plain"].state
+            apart = max(float(np.abs(of.state[key] - values).max()) for key, values in plain.items())
+            bound = None if "bfloat16" in what else 1e-5
+            yield measured(3, f"{name}, {what}: largest difference from plain after a round", [apart], "", bound=bound)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""Finished runs cut down to what a report reads, small enough to be kept beside the code."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedbsd_dist.errors import UserError
+from fedbsd_dist.record import reading
+from fedbsd_dist.record.directory import CLIENTS, CONFIG, LEDGER, METRICS, PARTITION, SUMMARY, read_lines
+from fedbsd_dist.record.files import write_atomically
+from fedbsd_dist.record.reading import Run
+
+DIGITS = 6
+"""Of what is kept of accuracies and seconds, behind the point."""
+
+
+def keep(runs: Sequence[Run], folder: Path) -> None:
+    """A directory in `folder` for each run, under the name of its own. Raises UserError where one is there already, and
+    where two runs have one name.
+    """
+    names = [run.path.resolve().name for run in runs]
+    if doubles := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"--keep={folder}: several runs are called {', '.join(doubles)}. Keep them in several folders.")
+    if there := [name for name in names if (folder / name).exists()]:
+        raise UserError(f"--keep={folder}: {there[0]} is there already. Choose a new folder.")
+    for run, name in zip(runs, names, strict=True):
+        try:
+            (folder / name).mkdir(parents=True)
+            for file, content in cut(run.path).items():
+                write_atomically(folder / name / file, content.encode())
+        except OSError as error:
+            raise UserError(f"--keep={folder}: cannot write there ({error.strerror or error}).") from None
+
+
+def cut(path: Path) -> dict[str, str]:
+    """Name -> text: configuration and summary as they are; of every round accuracies, bytes and seconds; the digest of
+    who owns which sample; every client in the last evaluation; and what was sent in the first round.
+    """
+    lines = [_round(line) for line in read_lines(path / METRICS)]
+    digest = {"sha256": json.loads(reading.content(path / PARTITION))["sha256"]}
+    sent = [line for line in read_lines(path / LEDGER) if line["purpose"] == "aggregate"]
+    first = [
+        {key: line[key] for key in ("round", "purpose", "elements_by_group")}
+        for line in sent
+        if line["round"] == sent[0]["round"]
+    ]
+    head, *rows = reading.content(path / CLIENTS).decode().splitlines()
+    last = rows[-1].split(",")[0] if rows else ""
+    return {
+        CONFIG: reading.content(path / CONFIG).decode(),
+        SUMMARY: reading.content(path / SUMMARY).decode(),
+        METRICS: _jsonl(lines),
+        PARTITION: json.dumps(digest) + "\n",
+        CLIENTS: "\n".join([head, *(row for row in rows if row.startswith(f"{last},"))]) + "\n",
+        LEDGER: _jsonl(first),
+    }
+
+
+def _round(line: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {key: line[key] for key in ("round", "loss", "accuracy", "validation") if key in line}
+    found["bytes"] = {key: line["bytes"][key] for key in ("federated_up", "federated_down")}
+    found["seconds"] = {key: line["seconds"][key] for key in ("training", "communication")}
+    return {key: _short(value) for key, value in found.items()}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _short(of) for key, of in value.items()}
+    return round(value, DIGITS) if isinstance(value, float) else value
+
+
+def _jsonl(lines: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)

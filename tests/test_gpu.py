@@ -1,0 +1,116 @@
+"""What a GPU does differently, where there is one: steps replayed, clients in one step, NCCL, staging, traces."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import federate, run_ranks
+from test_together import CASES, assert_equal, rounds
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedbsd_dist.captured import Captured
+from fedbsd_dist.errors import UserError
+from fedbsd_dist.methods import METHODS
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; PyTorch sees none")
+
+GPU = "run.device=cuda"
+SHORT = (GPU, "train.rounds=3", "train.local_epochs=1", "evaluate.every=2", "evaluate.head_epochs=1")
+AS_WRITTEN = "train.cuda_graphs=false"
+
+
+def summary(run_dir: Path) -> dict:
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_clients_in_one_step_equal_one_at_a_time(case):
+    found, expected = (
+        run_ranks(1, rounds, GPU, *CASES[case], *options)[0] for options in (("train.together=3",), (AS_WRITTEN,))
+    )
+    assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("case", ["fedbsd", "fedavg", "fedrep, augmented"])
+def test_a_gpu_equals_the_cpu(case):
+    found, expected = (run_ranks(1, rounds, device, *CASES[case])[0] for device in (GPU, "run.device=cpu"))
+    assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_replayed_steps_give_the_same_bits_as_steps_as_written(method, tmp_path):
+    batch_norm = ["model.name=resnet18"] if method == "fedbn" else []
+    digests = []
+    for name, options in (("replayed", ()), ("written", (AS_WRITTEN,))):
+        federate(tmp_path / name, 1, *SHORT, f"method.name={method}", "train.lr=0.005", *batch_norm, *options)
+        digests.append(summary(tmp_path / name)["state_sha256"])
+    assert digests[0] == digests[1]
+
+
+def test_what_is_replayed_is_the_step():
+    """Of batches of two shapes, in turn."""
+    weight = torch.ones(3, device="cuda")
+
+    def step(batch: Tensor) -> Tensor:
+        weight.add_(batch.sum(0))
+        return weight.sum()
+
+    expected, captured = torch.ones(3), Captured(step, weight.device)
+    for number in range(8):
+        batch = torch.full((2 + number % 2, 3), float(number))
+        expected += batch.sum(0)
+        assert captured(batch.cuda()).item() == expected.sum()
+    assert len(captured._graphs) == 2
+
+
+def test_a_step_that_waits_for_the_gpu_is_named_and_what_to_do():
+    captured = Captured(lambda batch: torch.ones_like(batch) * batch.sum().item(), torch.device("cuda"))
+    batch = torch.ones(2, device="cuda")
+    assert captured(batch).tolist() == [2, 2]
+    with pytest.raises(UserError, match=r"train\.cuda_graphs=false"):
+        captured(batch)
+    # and the device goes on
+    assert F.relu(batch).sum().item() == 2
+
+
+def test_ranks_that_share_a_gpu_give_the_bits_of_one(tmp_path):
+    """By an exact sum, which crosses in host memory; one rank alone has NCCL."""
+    for ranks in (1, 3):
+        federate(tmp_path / str(ranks), ranks, *SHORT, "wire.sum=exact", "server.trains=true")
+    one, three = (summary(tmp_path / ranks) for ranks in "13")
+    assert [one["backend"], three["backend"]] == ["nccl", "gloo"]
+    assert one["state_sha256"] == three["state_sha256"]
+    assert one["device"] == "cuda"
+
+
+def test_a_run_that_goes_on_comes_to_the_same_bits(tmp_path):
+    options = (*SHORT, "checkpoint.every=1")
+    federate(tmp_path / "whole", 1, *options)
+    federate(tmp_path / "parts", 1, *options, "train.rounds=2")
+    federate(tmp_path / "parts", 1, *options, "run.resume=auto")
+    assert summary(tmp_path / "parts")["state_sha256"] == summary(tmp_path / "whole")["state_sha256"]
+
+
+@pytest.mark.parametrize("store", ["host", "mmap"])
+def test_where_private_state_lies_changes_nothing(store, tmp_path):
+    for place in ("device", store):
+        federate(tmp_path / place, 1, *SHORT, "method.name=ditto", f"client.store={place}")
+    assert summary(tmp_path / store)["state_sha256"] == summary(tmp_path / "device")["state_sha256"]
+
+
+def test_a_trace_has_the_kernels_and_phases_add_up(tmp_path):
+    federate(tmp_path, 1, *SHORT, "profile.trace=true", "profile.rounds=[2]")
+    (trace,) = tmp_path.glob("**/*trace*.json*")
+    text = gzip.decompress(trace.read_bytes()) if trace.suffix == ".gz" else trace.read_bytes()
+    kinds = {event.get("cat") for event in json.loads(text)["traceEvents"]}
+    assert {"kernel", "user_annotation"} <= kinds
+    seconds = summary(tmp_path)["seconds"]
+    assert 0 < seconds["training"] < seconds["total"]
+
+
+def test_learning_in_bfloat16_learns(tmp_path):
+    federate(tmp_path, 1, *SHORT, "train.rounds=8", "train.precision=bfloat16", "train.together=4")
+    assert summary(tmp_path)["accuracy"]["trained"]["mean"] > 0.8
