@@ -107,6 +107,14 @@ def shared_groups(method: Method[Any], model: FlatModel, norm_stats: Literal["sh
     return {name: buffer for name, buffer in model.buffers.items() if name in crossing}
 
 
+def coded_groups(method: Method[Any], model: FlatModel) -> list[str]:
+    """Of what may cross, the parameters: of these an update can be encoded. Running statistics cannot: a variance that
+    is only nearly right may be negative. Nor shared extras: what they mean, and whether an error in them can be made
+    up for later, the method alone knows.
+    """
+    return [group for group in model.parameter_groups if group in method.shared]
+
+
 def private_groups(method: Method[Any], model: FlatModel, shared: Mapping[str, Tensor]) -> list[str]:
     """Names of the live model's buffers of which every client has its own."""
     return [name for name in model.buffers if name not in shared and name not in method.fixed]

@@ -241,8 +241,13 @@ class Wire(Section):
 
     sum: Literal["float32", "exact"] = "float32"
     """`exact`: 64-bit integer sums, the same bits on any number of ranks, at twice the payload."""
-    codec: Literal["none"] = "none"
-    """How an upload is represented on the wire."""
+    codec: Literal["none", "bf16", "int8", "topk"] = "none"
+    """How a client's update of the model's parameters is represented where it crosses: as float32; rounded to bfloat16;
+    as 8-bit integers rounded at random, with a scale for 256 of them; or the largest ones alone, the rest being added
+    to the client's next update. Running statistics and what a method sends beside the model cross as they are, and so
+    does all that clients receive. With `sum=float32` ranks exchange sums in that form, too."""
+    topk: float = Field(0.01, gt=0, le=1)
+    """Fraction of the parameters that an update has with `topk`, at 8 bytes each."""
     timeout: float = Field(1800.0, gt=0, allow_inf_nan=False)
     """Seconds the others wait for a rank that lives but does not come, before the run is given up."""
     silence: float = Field(60.0, ge=5, allow_inf_nan=False)

@@ -91,6 +91,7 @@ class Federation(Clients):
         evaluate = not last and every > 0 and number % every == 0
         cohort = self.cohort(number)
         attendance = attend(self.config.fault, self.config.seed, number, cohort, self._train_sizes)
+        self.channel.begin(number, self.shared)
         counts: dict[int, Tensor] = {}
         trained: Tests = {}
         testing = 0.0
@@ -113,7 +114,8 @@ class Federation(Clients):
         if aggregate.weight:
             clients = self.config.data.num_clients
             with self.phases("reduce"):
-                self.shared = self.method.update(self.shared, aggregate.groups, aggregate.weight, clients)
+                moved = self.method.update(self.shared, aggregate.groups, aggregate.weight, clients)
+                self.shared = self.channel.kept(moved)
         start = time.perf_counter()
         stages: Stages = {}
         if last:
@@ -170,7 +172,8 @@ class Federation(Clients):
         weight = self.method.weight(len(turn.labels))
         kept = {name: self.model.buffers[name] for name in turn.private}
         sound = torch.stack([values.isfinite().all() for values in kept.values()]).all() if kept else None
-        counts = self.channel.add({name: self.model.buffers[name] for name in self.shared}, weight, losses, sound)
+        shared = {name: self.model.buffers[name] for name in self.shared}
+        counts = self.channel.add(shared, weight, losses, sound, client=turn.client)
         if kept:
             self.private.keep(turn.client, kept, counts)
         return counts

@@ -3,7 +3,7 @@
     runtime       what this process holds now: interpreter, packages, the source's samples; measured
     samples       of the rank's clients, as far as `data.device_memory` lets them stay
     private state a row for each of its clients that will have learned, where `client.store` keeps it in memory
-    model         the live model, the shared state, the start, the channel's buffer, gradients, momentum, and
+    model         the live model, the shared state, the start, the channel's buffers, gradients, momentum, and
                   whatever copies the method makes
     activations   what a step or a test keeps for its batch, the images prepared for it, a teacher's features
     checkpoint    copies that are being written, beside the next rounds
@@ -96,7 +96,7 @@ class Memory:
         }
         device: Bytes = {
             "samples": self._samples(clients),
-            "model": self.live + self.rehearsal.copies + self.payload + fixed,
+            "model": self.live + self.rehearsal.copies + self.payload + self.upload + fixed,
             "activations": activations,
         }
         if config.client.store != "mmap":
@@ -122,7 +122,9 @@ class Memory:
 
     def _work(self, clients: Sequence[int]) -> tuple[float, float]:
         """Bytes of the phase that takes most: (of the model's size, of the batch's)."""
-        reduction = self.upload * (5 if self.config.wire.sum == "exact" else 3)  # double beside float, or int64 too
+        wire = self.config.wire
+        # double beside float, or int64 too; of an update, what is drawn, its units and what they stand for
+        reduction = self.upload * ((5 if wire.sum == "exact" else 2) + 3 * (wire.codec != "none"))
         if not clients:
             return reduction, 0.0
         rehearsal = self.rehearsal

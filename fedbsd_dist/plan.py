@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedbsd_dist.client import check_batch_norm
-from fedbsd_dist.clients import private_groups, shared_groups
+from fedbsd_dist.clients import coded_groups, private_groups, shared_groups
 from fedbsd_dist.cohorts import assign, cohort_size, foresee
 from fedbsd_dist.config import Fault, RunConfig
 from fedbsd_dist.data import manifest, sources
@@ -24,15 +24,17 @@ from fedbsd_dist.host_memory import own_bytes, places
 from fedbsd_dist.memory import Memory
 from fedbsd_dist.methods import make_method
 from fedbsd_dist.methods.contract import Method
-from fedbsd_dist.models.flat import FlatModel
+from fedbsd_dist.models.flat import Extra, FlatModel
 from fedbsd_dist.models.networks import Shape
 from fedbsd_dist.models.precision import learn_in_bfloat16
 from fedbsd_dist.models.split import build_model
 from fedbsd_dist.rehearsal import rehearse
 from fedbsd_dist.together import check_together
 from fedbsd_dist.units import size
-from fedbsd_dist.wire.channel import CLOCKS, Channel
-from fedbsd_dist.wire.ledger import Ledger, ring_bytes
+from fedbsd_dist.wire.channel import CLOCKS, Channel, Coding
+from fedbsd_dist.wire.codecs import Codec, code_bytes, make_codec
+from fedbsd_dist.wire.ledger import ALL_REDUCE, Ledger, ring_bytes
+from fedbsd_dist.wire.sums import payloads
 from fedbsd_dist.wire.world import Placement, World
 
 FLOAT = 4
@@ -74,8 +76,33 @@ class Plan:
         return shared_groups(self.method, self.model, self.config.model.norm_stats)
 
     @property
+    def codec(self) -> Codec | None:
+        """None: uploads cross as they are."""
+        return make_codec(self.config.wire.codec, self.config.wire.topk)
+
+    @property
+    def coded(self) -> dict[str, int]:
+        """Group -> numel, of those whose updates are encoded."""
+        groups = coded_groups(self.method, self.model) if self.codec else []
+        return {group: self.model.buffers[group].numel() for group in groups}
+
+    @property
+    def uploads(self) -> dict[str, int]:
+        """Group -> bytes that a client sends in a round."""
+        codec, coded = self.codec, self.coded
+        return {
+            name: code_bytes(codec, coded[name]) if codec and name in coded else FLOAT * buffer.numel()
+            for name, buffer in self.shared.items()
+        }
+
+    @property
     def upload_bytes(self) -> int:
-        """Of one client in one round; its download is as large."""
+        """Of one client in one round."""
+        return sum(self.uploads.values())
+
+    @property
+    def download_bytes(self) -> int:
+        """Of one client in one round: always whole, for who was not in the last cohort lacks the last aggregate."""
         return FLOAT * sum(buffer.numel() for buffer in self.shared.values())
 
     @property
@@ -102,6 +129,10 @@ class Plan:
 
     def open_channel(self, world: World, ledger: Ledger) -> Channel:
         """The one door, with the live model's shared buffers registered."""
+        codec, buffers, coding = self.codec, self.model.buffers, None
+        if codec and self.coded:
+            errors = {name: buffers[error_of(name)] for name in self.coded if codec.feedback}
+            coding = Coding(codec=codec, groups=[*self.coded], errors=errors, seed=self.config.seed)
         return Channel(
             world,
             self.placement,
@@ -110,6 +141,7 @@ class Plan:
             num_metrics=len(self.method.losses) + 1,
             exact=self.config.wire.sum == "exact",
             weight_bound=sum(map(self.method.weight, self.partition.train_sizes[: self.partition.num_clients])),
+            coding=coding,
         )
 
     def check_same(self, world: World) -> None:
@@ -151,6 +183,7 @@ class Plan:
         fixed = f"; never changes: {' + '.join(self.method.fixed)}" if self.method.fixed else ""
         train, val = self.partition.train_sizes, sum(self.partition.val_sizes)
         num_ranks = len(self.hosted)
+        wire = sum(ring_bytes(payload, num_ranks, name) for name, payload in self.payloads.items())
         everybody, deadline = range(config.data.num_clients), Fault(deadline=config.fault.deadline)
         too_large = attend(deadline, 0, 0, everybody, train[: len(everybody)]).late
         rows = {
@@ -167,20 +200,39 @@ class Plan:
             + (f"; {config.data.num_new_clients} new ones, tested at the end" if self.partition.num_new else ""),
             "model": ", ".join(f"{group} {count:,}" for group, count in sizes.items()) + " parameters",
             "crosses": f"{' + '.join(self.shared) or 'nothing'}; stays: {' + '.join(stays) or 'nothing'}{fixed}",
-            "bytes a round": f"{size(self.upload_bytes * cohort)} up and as much down, "
+            "bytes a round": f"{size(self.upload_bytes * cohort)} up and "
+            f"{size(self.download_bytes * cohort) if self.codec else 'as much'} down, "
             f"of {size(self.model_bytes * cohort)} with FedAvg",
-            "on the wire": f"one all-reduce of {size(self.payload_bytes)}, "
-            f"{size(ring_bytes(self.payload_bytes, num_ranks))} between ranks by the ring model",
+            "on the wire": ", ".join(f"one {name} of {size(payload)}" for name, payload in self.payloads.items())
+            + f", {size(wire)} between ranks by the ring model",
             "memory": self.memory if isinstance(self.memory, str) else self.memory.text,
         }
         width = max(map(len, rows))
         return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
 
     @property
+    def payloads(self) -> dict[str, int]:
+        """Collective of a round -> bytes that a rank hands in; of sparse codes where the cohort is spread evenly."""
+        codec, found = self.codec, {ALL_REDUCE: self.payload_bytes}
+        if codec and self.coded and self.config.wire.sum != "exact":
+            cohort = cohort_size(self.config.train.participation, self.config.data.num_clients)
+            hosting = sum(map(bool, self.hosted))
+            found |= payloads(codec, self.coded, len(self.hosted), -(-cohort // hosting))
+        return found
+
+    @property
     def payload_bytes(self) -> int:
         """Of the round's all-reduce."""
+        numel, num_ranks = self.download_bytes // FLOAT, len(self.hosted)
+        if self.coded and self.config.wire.sum != "exact":
+            numel += num_ranks - sum(self.coded.values())
         item = 8 if self.config.wire.sum == "exact" else FLOAT
-        return item * (self.upload_bytes // FLOAT + 4 + len(self.method.losses) + CLOCKS * len(self.hosted))
+        return item * (numel + 4 + len(self.method.losses) + CLOCKS * num_ranks)
+
+
+def error_of(group: str) -> str:
+    """The buffer of what has not been sent yet of a group."""
+    return f"unsent_{group}"
 
 
 def prepare_data(config: RunConfig, world: World) -> None:
@@ -241,7 +293,7 @@ def measure_memory(plan: Plan) -> Memory | str:
         runtime=runtime,
         live=live,
         private=FLOAT * sum(model.buffers[name].numel() for name in kept),
-        upload=plan.upload_bytes,
+        upload=plan.download_bytes,
         payload=plan.payload_bytes,
         rehearsal=rehearsal,
     )
@@ -259,6 +311,10 @@ def make_model(
     model = FlatModel(split, device, norm_apart=method.local_norm)
     method.check(model)
     model.extend(method.extras(model.groups))
+    codec = make_codec(config.wire.codec, config.wire.topk)
+    if codec and codec.feedback:
+        # what a client has not sent yet is its own, from turn to turn
+        model.extend({error_of(name): Extra(like=name, start=0.0) for name in coded_groups(method, model)})
     if config.train.precision == "bfloat16":
         learn_in_bfloat16(split, device)
     return method, model

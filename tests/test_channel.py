@@ -302,3 +302,33 @@ def test_waiting_for_a_slow_rank_is_its_training_and_not_communication():
     for communication, training, evaluation in run_ranks(3, _late):
         assert 0 <= communication < 0.4 < 0.5 <= training
         assert evaluation == 0.125
+
+
+def _held(world: World, exact: bool) -> list[tuple[list[float], list[float]]]:
+    """(what was kept of the first mean, and has not been replaced since; the newest) after each of four rounds, of
+    which nobody uploads in the third.
+    """
+    channel, groups = open_channel(world, join(world), exact, make_uploads(1, (0.1, 1)))
+    state, found = {}, []
+    for number in range(1, 5):
+        if number != 3 and world.rank == 1:
+            for buffer in groups.values():
+                buffer.fill_(number)
+            channel.add(groups, 2.0, torch.ones(NUM_METRICS))
+        means = channel.reduce(number).groups
+        if means:
+            state = channel.kept({"backbone": state.get("backbone", means["backbone"]), "head": means["head"]})
+        found.append((state["backbone"].unique().tolist(), state["head"].unique().tolist()))
+    return found
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_state_outlives_the_sums_that_follow(exact):
+    for found in run_ranks(2, _held, exact):
+        assert found == [([1.0], [1.0]), ([1.0], [2.0]), ([1.0], [2.0]), ([1.0], [4.0])]
+
+
+def test_zeros_of_either_sign_add_up_to_the_positive_one():
+    upload = Upload(np.full(NUMEL, -0.0, np.float32), 3.0, np.ones(NUM_METRICS))
+    for ((mean, _, _),) in run_ranks(1, _reduce, [upload], [[[0]]])[0].values():
+        assert not np.signbit(mean).any()

@@ -18,7 +18,6 @@ from fedbsd_dist.evaluation import summarize
 from fedbsd_dist.federation import Federation
 from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.plan import make_plan
-from fedbsd_dist.wire.channel import Channel
 from fedbsd_dist.wire.ledger import Ledger
 from fedbsd_dist.wire.world import World
 
@@ -38,15 +37,7 @@ def build(world: World, *options: str) -> Federation:
     """A federation joined to the other ranks, as a run makes it, without a record."""
     plan = make_plan(load([*SHORT, *options], OPTIONS), world)
     world.join(plan.placement)
-    channel = Channel(
-        world,
-        plan.placement,
-        Ledger(),
-        shared=plan.shared,
-        num_metrics=len(plan.method.losses) + 1,
-        exact=plan.config.wire.sum == "exact",
-        weight_bound=sum(map(plan.method.weight, plan.partition.train_sizes)),
-    )
+    channel = plan.open_channel(world, Ledger())
     sizes = plan.partition.train_sizes[: plan.config.data.num_clients]
     return Federation(plan.config, plan.method, plan.model, channel, plan.load_shards(world.rank), sizes)
 

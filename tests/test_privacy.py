@@ -246,8 +246,9 @@ def _taint(world: World, options: tuple[str, ...], value: float | None) -> tuple
         ("method.name=fedbsd",),
         ("method.name=fedbsd", "method.student_start=own", "method.schedule=head_then_backbone"),
         ("method.name=fedper",),
+        ("method.name=fedper", "wire.codec=topk"),
     ],
-    ids=["fedbsd", "fedbsd-own", "fedper"],
+    ids=["fedbsd", "fedbsd-own", "fedper", "fedper-topk"],
 )
 def test_a_head_that_is_tainted_after_learning_is_felt_by_nobody_else(options):
     # one model's head after learning is private: exact sums, so every bit elsewhere can be compared
@@ -341,20 +342,36 @@ def _search(world: World, options: tuple[str, ...]) -> tuple[list[float], list[f
     heads = [head_of(client, numel).numpy() for client in range(federation.config.data.num_clients)]
     replace_heads(federation, lambda turn, head: head_of(turn.client, numel))
     crossed: list[np.ndarray] = []
-    all_reduce = dist.all_reduce
+    all_reduce, all_to_all, all_gather = dist.all_reduce, dist.all_to_all_single, dist.all_gather
+
+    def hear(*tensors: Tensor) -> None:
+        # a sparse code has values of float32 among its integers
+        values = [tensor.view(torch.float32) if tensor.dtype == torch.int32 else tensor.float() for tensor in tensors]
+        crossed.append(torch.cat([part.flatten() for part in values]).numpy())
 
     def listen(tensor: Tensor, *, async_op: bool) -> dist.Work:
-        crossed.append(tensor.numpy().copy())
+        hear(tensor)
         work = all_reduce(tensor, async_op=async_op)
         work.wait()
-        crossed.append(tensor.numpy().copy())
+        hear(tensor)
         return work
 
-    dist.all_reduce = listen
+    def listen_to_parts(found: Tensor, given: Tensor) -> None:
+        hear(given)
+        all_to_all(found, given)
+        hear(found)
+
+    def listen_to_all(found: list[Tensor], given: Tensor) -> None:
+        hear(given)
+        all_gather(found, given)
+        hear(*found)
+
+    dist.all_reduce, dist.all_to_all_single, dist.all_gather = listen, listen_to_parts, listen_to_all
     for number in (1, 2):
         federation.round(number)
     federation.state_sha256(2)
-    assert all((state["head"].numpy() == heads[client]).all() for client, state in states(federation).items())
+    own = {client: state["head"] for client, state in states(federation).items() if "head" in state}
+    assert all((head.numpy() == heads[client]).all() for client, head in own.items())
     found, verbatim = [], []
     for client, head in enumerate(heads):
         places = crossed + [tensor.numpy() for tensor in federation.shared.values()]
@@ -367,19 +384,31 @@ def _search(world: World, options: tuple[str, ...]) -> tuple[list[float], list[f
     return found, verbatim, len(crossed)
 
 
-@pytest.mark.parametrize("method", ["fedbsd", "fedper"])
-def test_no_head_crosses_or_lies_on_another_rank(method):
-    for found, verbatim, payloads in run_ranks(3, _search, (NORM, f"method.name={method}")):
-        assert payloads == 2 * 5  # two aggregates, two evaluations, one digest; before and after
+@pytest.mark.parametrize(
+    ("options", "codes"),
+    [
+        (("method.name=fedbsd",), 0),
+        (("method.name=fedper",), 0),
+        (("method.name=fedbsd", "wire.codec=int8"), 2),
+        (("method.name=fedper", "wire.codec=topk", "wire.topk=0.3"), 1),
+    ],
+    ids=["fedbsd", "fedper", "fedbsd-int8", "fedper-topk"],
+)
+def test_no_head_crosses_or_lies_on_another_rank(options, codes):
+    for found, verbatim, payloads in run_ranks(3, _search, (NORM, *options)):
+        # two aggregates, with so many collectives of codes each, two evaluations, one digest; before and after
+        assert payloads == 2 * (5 + 2 * codes)
         assert max(found) < 0.3
         assert max(verbatim) < 0.05  # a number in a hundred is also one of the backbone's by chance
 
 
-def test_the_search_finds_heads_that_cross():
-    options = (NORM, "method.name=fedavg", "train.participation=0.1")
+@pytest.mark.parametrize(("codec", "codes", "least"), [("none", 0, 0.99), ("int8", 2, 0.6)])
+def test_the_search_finds_heads_that_cross(codec, codes, least):
+    options = (NORM, "method.name=fedavg", "train.participation=0.1", f"wire.codec={codec}")
     for found, verbatim, payloads in run_ranks(3, _search, options):
-        assert payloads == 2 * 5
-        # a client a round: its head crosses times its weight, and the last one's is now everybody's but for rounding
+        assert payloads == 2 * (5 + 2 * codes)
+        # a client a round: its head crosses times its weight, and the last one's is now everybody's but for rounding;
+        # with a codec, what crosses is its difference from the head before
         *others, first, second = sorted(found)
-        assert max(others) < 0.3 < 0.99 < first <= second
-        assert max(verbatim) > 0.3
+        assert max(others) < 0.3 < least < first <= second
+        assert codes or max(verbatim) > 0.3

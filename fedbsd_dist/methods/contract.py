@@ -71,7 +71,8 @@ class Method(ABC, Generic[AnyOptions]):
     ) -> State:
         """Server step, done alike on every rank: the new shared state of the old and the mean upload.
 
-        `weight`: the sum of the weights of those who uploaded.
+        `weight`: the sum of the weights of those who uploaded. The new state may be made of tensors of either; beyond
+        that, what is kept of them for a later step must be a copy.
         """
         return dict(mean)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedbsd_dist.record import reading
-from fedbsd_dist.record.directory import CLIENTS, LEDGER, METRICS
+from fedbsd_dist.record.directory import CLIENTS, LEDGER, METRICS, SUMMARY
 from fedbsd_dist.record.grouping import FAIR, Group, Spread, spread
 from fedbsd_dist.record.reading import Bytes, Count, Damaged, Mean, Part
 
@@ -42,6 +42,10 @@ class _Entry(Part):
     elements_by_group: dict[str, Count]
 
 
+class _Uploads(Part):
+    upload_bytes: dict[str, Count] | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """An evaluation, and all that it took to get there."""
@@ -62,7 +66,7 @@ class History:
     clients: dict[str, dict[int, float]]
     """Of each stage, in its last evaluation: client -> accuracy."""
     upload: dict[str, float]
-    """Parameters of each group that a client sends in a round, mean over rounds."""
+    """Bytes of each group that a client sends in a round."""
     validation: dict[str, float]
     """Of each stage: accuracy on validation samples after the last round; empty where none were held out."""
 
@@ -85,7 +89,7 @@ def read(path: Path) -> History:
         return History(
             points=_points(lines),
             clients=_clients(path / CLIENTS),
-            upload=_upload(path / LEDGER),
+            upload=_upload(path),
             validation={stage: of.mean for stage, of in lines[-1].validation.items()} if lines else {},
         )
     except (UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
@@ -116,11 +120,17 @@ def _clients(path: Path) -> dict[str, dict[int, float]]:
 
 
 def _upload(path: Path) -> dict[str, float]:
+    said = reading.parse(_Uploads, path / SUMMARY).upload_bytes
+    return _uncoded(path / LEDGER) if said is None else {**said}
+
+
+def _uncoded(path: Path) -> dict[str, float]:
+    """From the ledger of a run whose summary does not say it, for uploads could only cross as they were."""
     lines = [reading.parse(_Entry, path, text) for text in reading.content(path).splitlines()]
     entries = [line for line in lines if line.purpose == "aggregate"]
     rounds = len({entry.round for entry in entries})
     groups = dict.fromkeys(name for entry in entries for name in entry.elements_by_group if name != "scalars")
-    return {name: sum(entry.elements_by_group.get(name, 0) for entry in entries) / rounds for name in groups}
+    return {name: FLOAT * sum(entry.elements_by_group.get(name, 0) for entry in entries) / rounds for name in groups}
 
 
 def mean_curve(histories: Sequence[History]) -> list[tuple[Point, Spread]]:
@@ -164,4 +174,4 @@ def clients(histories: Sequence[History]) -> list[float]:
 def upload(histories: Sequence[History]) -> dict[str, float]:
     """Bytes of each group of parameters that a client sends in a round, mean over seeds."""
     groups = dict.fromkeys(name for history in histories for name in history.upload)
-    return {name: FLOAT * fmean(history.upload.get(name, 0) for history in histories) for name in groups}
+    return {name: fmean(history.upload.get(name, 0) for history in histories) for name in groups}

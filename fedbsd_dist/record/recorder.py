@@ -111,7 +111,7 @@ class Recorder(Silence):
             **({"validation": _validation(report)} if self._config.data.val_fraction else {}),
             "bytes": {
                 "federated_up": sent * self._plan.upload_bytes,
-                "federated_down": received * self._plan.upload_bytes,
+                "federated_down": received * self._plan.download_bytes,
                 "payload": sum(entry.payload_bytes for entry in entries),
                 "wire": sum(entry.wire_bytes for entry in entries),
             },
@@ -198,6 +198,7 @@ class Recorder(Silence):
             "accuracy_last_rounds": last_rounds(self._lines, self._config.evaluate.last_rounds),
             **({"best": best} if best else {}),
             **totals,
+            "upload_bytes": self._plan.uploads,
             "fedavg_bytes": self._plan.model_bytes * sum(map(_exchanges, self._lines)),
             "faults": {kind: sum(len(line["faults"][kind]) for line in self._lines) for kind in last["faults"]},
             "input": dataclasses.asdict(self._plan.input),

@@ -52,8 +52,8 @@ def of_runs(
         Section(
             "Bytes of an upload",
             [
-                "What one participating client sends in one round, as the ledger of the run has it; as much comes "
-                "back. Payload of float32 parameters, without the few numbers of bookkeeping."
+                "What one participating client sends in one round, as parameters of float32 or as `wire.codec` has "
+                "them, without the few numbers of bookkeeping. As many parameters come back, always of float32."
             ],
             upload_rows(groups, histories),
         ),

@@ -8,12 +8,16 @@ An upload that diverged adds to that one count and to nothing else. The server j
 weight 0 and gets the aggregate for free. With `exact`, every number is a 64-bit fixed-point integer:
 integer sums do not depend on how clients are grouped into ranks, so any number of ranks gives the
 same bits.
+
+With a codec, what a client uploads of some groups is the code of its update, and the sum is of what the codes stand
+for: in that one buffer if `exact`, and otherwise apart from it, by collectives that carry codes.
 """
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
@@ -22,7 +26,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fedbsd_dist.phases import NAMES, Phases
-from fedbsd_dist.wire.ledger import Entry, Ledger, ring_bytes
+from fedbsd_dist.randomness import named_seed
+from fedbsd_dist.wire.codecs import Codec
+from fedbsd_dist.wire.ledger import ALL_REDUCE, ALL_TO_ALL, Entry, Ledger, ring_bytes
+from fedbsd_dist.wire.sums import Sum, make_sum
 from fedbsd_dist.wire.world import Placement, World
 
 RANGE_BITS = 10
@@ -37,6 +44,9 @@ CLOCKS = 2 + len(NAMES)
 WAITING = "waiting"
 """For other ranks to come to the collectives."""
 
+BLOCK = 2**16
+"""Elements of an exact sum that are made a mean at once: in double precision they lie in a cache."""
+
 MAX_WIDTH = 32
 """Numbers a row that `gather` takes: a digest's."""
 
@@ -50,7 +60,8 @@ class Aggregate:
     """What the round's reduction brought, the same on every rank."""
 
     groups: dict[str, Tensor]
-    """Weighted mean of each shared group, float32 [numel] on the device; none where no upload counts."""
+    """Weighted mean of each shared group, float32 [numel] on the device; none where no upload counts. Written over in
+    the reduction after the next one, but for what `Channel.kept` has been given."""
     weight: float
     """Total weight of the uploads that count."""
     diverged: int
@@ -63,6 +74,20 @@ class Aggregate:
     """Longest time that a rank spent on evaluation since the last collective."""
     stop: bool
     """Some rank was asked to stop: all do, after this round."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coding:
+    """How some groups cross."""
+
+    codec: Codec
+    groups: Sequence[str]
+    """Of those shared."""
+    errors: Mapping[str, Tensor]
+    """Group -> the live buffer, float32 [numel], of what the client at its turn has not sent yet, if the codec has
+    feedback. The channel writes it, and it is the client's to keep."""
+    seed: int
+    """Of the run."""
 
 
 class Channel:
@@ -78,14 +103,30 @@ class Channel:
         num_metrics: int,
         exact: bool,
         weight_bound: float,
+        coding: Coding | None = None,
     ) -> None:
         """`shared`: the live model's buffer of each shared group, float32 [numel]: these storages, whole
-        and no other, may cross. `weight_bound`: the sum of all clients' weights, which scales an exact sum.
+        and no other, may cross, as they are or as `coding` says. `weight_bound`: the sum of all clients' weights, which
+        scales an exact sum.
         """
         self._world, self._ledger = world, ledger
         # aliases of our own, the only thing that is ever read: what a method does to its tensors changes nothing here
         self._shared = {name: buffer.detach() for name, buffer in shared.items()}
-        self._num_parameters = sum(buffer.numel() for buffer in shared.values())
+        self._coding = coding
+        self._errors = {name: buffer.detach() for name, buffer in coding.errors.items()} if coding else {}
+        coded = {name: self._shared[name].numel() for name in coding.groups} if coding else {}
+        self._apart: Sum | None = None
+        """Of what does not cross in the buffer."""
+        if coding and not exact:
+            self._apart = make_sum(coding.codec, coded, world.size, placement.device)
+        self._coded = coded
+        self._sizes = {
+            name: buffer.numel() for name, buffer in shared.items() if self._apart is None or name not in coded
+        }
+        """Of the groups in the buffer."""
+        self._num_parameters = sum(self._sizes.values())
+        self._round, self._received = 0, dict[str, Tensor]()
+        self._generator = torch.Generator(placement.device)
         self._num_metrics = num_metrics
         self._exact = exact
         self._scale = 2.0 ** (62 - RANGE_BITS - math.ceil(math.log2(max(weight_bound, 1.0)))) if exact else 1.0
@@ -95,11 +136,16 @@ class Channel:
         self.limit = 2.0**RANGE_BITS if exact else largest
         """Magnitude of a parameter above which an upload has diverged."""
         self._metric_limit = 2.0**METRIC_BITS if exact else largest
-        self._buffer = torch.zeros(
-            self._num_parameters + 2 + num_metrics + 1 + CLOCKS * world.size,
-            dtype=torch.int64 if exact else torch.float32,
-            device=placement.device,
-        )
+        # the ranks' uploads are counted where what is apart is as long as they are many
+        self._counts = world.size if self._apart else 0
+        numel = self._num_parameters + 2 + num_metrics + 1 + self._counts + CLOCKS * world.size
+        # a mean lives on as the shared state while the next one is made: its place takes turns with another
+        self._means = [torch.zeros(numel, device=placement.device) for _ in range(2)]
+        # in float32 a sum becomes the mean where it lies
+        self._buffer = torch.zeros(numel, dtype=torch.int64, device=placement.device) if exact else self._means[0]
+        self._empty = True
+        """No upload has been put onto the sum, and what lies in it is of an earlier round."""
+        self._zero = torch.zeros(1, dtype=self._buffer.dtype, device=placement.device)
         staged = placement.device.type == "cuda" and placement.backend != "nccl"
         self._host = torch.empty_like(self._buffer, device="cpu", pin_memory=True) if staged else None
         self._clock = 0.0
@@ -119,31 +165,54 @@ class Channel:
         self._world.wait("channel")
         self._clock = time.perf_counter()
 
-    def add(self, groups: Mapping[str, Tensor], weight: float, metrics: Tensor, sound: Tensor | None = None) -> Tensor:
+    def begin(self, round: int, received: Mapping[str, Tensor]) -> None:
+        """The uploads that follow are of clients that have `received` this shared state."""
+        self._round, self._received = round, dict(received)
+
+    def add(
+        self,
+        groups: Mapping[str, Tensor],
+        weight: float,
+        metrics: Tensor,
+        sound: Tensor | None = None,
+        *,
+        client: int = 0,
+    ) -> Tensor:
         """Put one client's upload onto this rank's sum: weight x groups, and its metrics [num_metrics].
 
         The upload counts, which is returned as a bool tensor [] on the device, if it is finite and not beyond `limit`,
-        and so are its metrics, and if `sound`, a bool tensor [], says so of what the client does not upload. Nobody
-        waits for the device to know.
+        and so are what its codes stand for and its metrics, and if `sound`, a bool tensor [], says so of what the
+        client does not upload. Nobody waits for the device to know. `client`: whose chance it is, where a codec leaves
+        something to chance.
 
         Raises ChannelRefusal, before anything is touched, for a tensor that is not the registered
         buffer itself: a private group, a view, a copy, a buffer with something else in it.
         """
         self._check(groups)
-        uploads, device = list(self._shared.values()), self._buffer.device
+        device = self._buffer.device
         metrics = metrics.to(device, torch.float64)
-        tests = [upload.abs().max() <= self.limit for upload in uploads]
+        codes, updates = self._encode(client)
+        tests = [values.abs().max() <= self.limit for values in (*self._shared.values(), *updates.values())]
         tests += [(metrics.abs() <= self._metric_limit).all(), *(() if sound is None else (sound,))]
         counts = torch.stack(tests).all()
+
+        def kept(name: str) -> Tensor:
+            # by weight 0 alone, what is not finite would still be so
+            return torch.where(counts, updates.get(name, self._shared[name]), 0.0)
+
         offset = 0
-        for upload in uploads:
-            target = self._buffer[offset : offset + upload.numel()]
-            kept = torch.where(counts, upload, 0.0)  # by weight 0 alone, what is not finite would still be so
+        for name, numel in self._sizes.items():
+            target = self._buffer[offset : offset + numel]
+            so_far = self._zero if self._empty else target
             if self._exact:
-                target.add_((kept.double() * (weight * self._scale)).round_().to(torch.int64))
+                units = (kept(name).double() * (weight * self._scale)).round_().to(torch.int64)
+                torch.add(so_far, units, out=target)
             else:
-                target.add_(kept, alpha=weight)
-            offset += upload.numel()
+                torch.add(so_far, kept(name), alpha=weight, out=target)
+            offset += numel
+        self._empty = False
+        if self._apart:
+            self._apart.add(codes, {name: kept(name) for name in updates}, torch.where(counts, weight, 0.0))
         scalars = torch.zeros(2 + self._num_metrics, dtype=torch.float64, device=device)
         scalars[0] = weight
         scalars[2:] = metrics
@@ -153,7 +222,24 @@ class Channel:
         self._buffer[offset : offset + len(scalars)] += (
             scalars.round().to(torch.int64) if self._exact else scalars.float()
         )
+        if self._counts:
+            self._buffer[offset + len(scalars) + 1 + self._world.rank] += 1
         return counts
+
+    def _encode(self, client: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Of the live model's coded groups: the codes of its updates, and what they stand for."""
+        coding, codes, updates = self._coding, dict[str, Tensor](), dict[str, Tensor]()
+        for name in self._coded:
+            assert coding
+            update = self._shared[name] - self._received[name]
+            if coding.codec.feedback:
+                update += self._errors[name]
+            self._generator.manual_seed(named_seed(coding.seed, "codec", self._round, client, name))
+            codes[name] = coding.codec.encode(update, self._generator)
+            updates[name] = coding.codec.decode(codes[name], update.numel())
+            if coding.codec.feedback:
+                torch.sub(update, updates[name], out=self._errors[name])
+        return codes, updates
 
     def _check(self, groups: Mapping[str, Tensor]) -> None:
         for name, tensor in groups.items():
@@ -171,25 +257,34 @@ class Channel:
     def reduce(
         self, round: int, evaluation_seconds: float = 0.0, meanwhile: Callable[[], None] | None = None
     ) -> Aggregate:
-        """The round's one all-reduce; every rank calls it. Leaves the sum empty for the next round. `meanwhile` is done
-        while the numbers travel, and neither needs them nor changes them.
+        """The round's one all-reduce, and the collectives of what is apart; every rank calls it. Leaves the sum empty
+        for the next round. `meanwhile` is done while the numbers travel, and neither needs them nor changes them.
         """
-        sizes = {name: buffer.numel() for name, buffer in self._shared.items()}
         self._buffer[self._num_parameters + 2 + self._num_metrics] = self._world.stop.asked * self._scalar_scale
+        if self._empty:
+            self._buffer[: self._num_parameters] = 0
+        if self._apart and meanwhile:  # it would keep others waiting between collectives
+            start = time.perf_counter()
+            meanwhile()
+            evaluation_seconds, meanwhile = evaluation_seconds + time.perf_counter() - start, None
         with self.phases.apart("all-reduce"):
             clocks = self._sum(
-                self._buffer, self._scalar_scale, round, "aggregate", sizes, evaluation_seconds, meanwhile
+                self._buffer, self._scalar_scale, round, "aggregate", self._sizes, evaluation_seconds, meanwhile
             )
         scalars = self._buffer[self._num_parameters :].double().cpu().numpy() / self._scalar_scale
         weight, diverged, metrics = float(scalars[0]), int(scalars[1]), scalars[2 : 2 + self._num_metrics]
-        stop = bool(scalars[2 + self._num_metrics])
+        stop, counts = bool(scalars[2 + self._num_metrics]), scalars[3 + self._num_metrics :][: self._counts]
         groups: dict[str, Tensor] = {}
         if weight:
-            total = self._buffer[: self._num_parameters]
-            # one pass over floats: a quotient of two, rounded once, is what double precision would give
-            mean = total.double().div_(self._scale * weight).float() if self._exact else total / weight
-            groups = dict(zip(sizes, mean.split(list(sizes.values())), strict=True))
-        self._buffer.zero_()
+            means = dict(zip(self._sizes, self._mean(weight).split([*self._sizes.values()]), strict=True))
+            means |= self._updates(round, weight, [int(count) for count in counts])
+            for name in self._coded:
+                means[name] += self._received[name]
+            groups = {name: means[name] for name in self._shared}
+        elif self._apart:
+            self._apart.clear()
+        self._buffer[self._num_parameters :] = 0
+        self._empty = True
         return Aggregate(
             groups=groups,
             weight=weight,
@@ -199,6 +294,36 @@ class Channel:
             evaluation_seconds=float(clocks[:, 1].max()),
             stop=stop,
         )
+
+    def _mean(self, weight: float) -> Tensor:
+        """Of the sum, float32 [num_parameters]."""
+        mean = self._means[0][: self._num_parameters]
+        if self._exact:
+            total = self._buffer[: self._num_parameters]
+            for units, place in zip(total.split(BLOCK), mean.split(BLOCK), strict=True):
+                place.copy_(units.double().div_(self._scale * weight))
+        else:
+            mean.div_(weight)  # a quotient of two floats, rounded once, is what double precision would give
+        self._means.reverse()
+        if not self._exact:
+            self._buffer = self._means[0]
+        return mean
+
+    def _updates(self, round: int, weight: float, counts: Sequence[int]) -> dict[str, Tensor]:
+        """The mean updates of those groups that do not cross in the buffer."""
+        if not self._apart or not self._coding:
+            return {}
+        seed = named_seed(self._coding.seed, "codec of the sum", round, self._world.rank)
+        total = self._apart.total(partial(self._carry, round), counts, self._generator.manual_seed(seed))
+        return {name: values.div_(weight) for name, values in total.items()}
+
+    def kept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What will be there for longer than to the next mean: copied where that is going to be written over it."""
+        next_place = self._means[0].untyped_storage().data_ptr()
+        return {
+            name: values.clone() if values.untyped_storage().data_ptr() == next_place else values
+            for name, values in state.items()
+        }
 
     def spent(self) -> dict[str, np.ndarray]:
         """Seconds of every rank [ranks] in each phase and WAITING, as the collectives since the last call brought them.
@@ -274,19 +399,57 @@ class Channel:
         self._spent[:, : len(NAMES)] += seconds[:, 2:]
         self._spent[:, NAMES.index("reduce")] += took
         self._spent[:, -1] += seconds[:, 0].max() - seconds[:, 0]
-        payload = buffer.numel() * buffer.element_size()
+        self._write_down(ALL_REDUCE, round, purpose, buffer, sizes, took)
+        self._clock = now
+        return seconds
+
+    def _carry(self, round: int, collective: str, mine: Tensor, elements_by_group: Mapping[str, int]) -> Tensor:
+        """As `sums.Carry` says. A rank's time to make a code is not told apart here from the time that it travels, if
+        others wait for it.
+        """
+        purpose = f"aggregate, {collective}"
+        if mine.is_cuda:
+            torch.cuda.synchronize(mine.device)
+        sent = mine if self._host is None else mine.cpu()
+        with self.phases.apart(collective), self._world.watch.meeting(f"round {round}: {purpose}"):
+            start = time.perf_counter()
+            if collective == ALL_TO_ALL:
+                found = torch.empty_like(sent)
+                dist.all_to_all_single(found, sent)
+            else:
+                found = sent.new_empty(self._world.size, *sent.shape)
+                dist.all_gather([*found], sent)
+            found = found.to(mine.device)
+            if mine.is_cuda:
+                torch.cuda.synchronize(mine.device)
+            took = time.perf_counter() - start
+        self._spent[:, NAMES.index("reduce")] += took
+        self._write_down(collective, round, purpose, mine, elements_by_group, took)
+        self._clock += took  # this rank was not busy
+        return found
+
+    def _write_down(
+        self,
+        collective: str,
+        round: int,
+        purpose: str,
+        mine: Tensor,
+        elements_by_group: Mapping[str, int],
+        seconds: float,
+    ) -> None:
+        """A line in the ledger. `mine`: what this rank hands in."""
+        payload = mine.numel() * mine.element_size()
         self._ledger.entries.append(
             Entry(
                 round=round,
                 purpose=purpose,
-                group="+".join(sizes) or "-",
-                dtype=str(buffer.dtype).removeprefix("torch."),
-                elements=buffer.numel(),
-                elements_by_group={**sizes, "scalars": buffer.numel() - sum(sizes.values())},
+                group="+".join(elements_by_group) or "-",
+                dtype=str(mine.dtype).removeprefix("torch."),
+                elements=mine.numel(),
+                elements_by_group={**elements_by_group, "scalars": mine.numel() - sum(elements_by_group.values())},
                 payload_bytes=payload,
-                wire_bytes=ring_bytes(payload, self._world.size),
-                seconds=took,
+                wire_bytes=ring_bytes(payload, self._world.size, collective),
+                seconds=seconds,
+                collective=collective,
             )
         )
-        self._clock = now
-        return seconds

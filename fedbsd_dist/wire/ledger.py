@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+ALL_REDUCE, ALL_TO_ALL, ALL_GATHER = "all-reduce", "all-to-all", "all-gather"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -15,14 +17,16 @@ class Entry:
     dtype: str
     elements: int
     elements_by_group: dict[str, int]
-    """Adds up to `elements`; `scalars` are weights, metrics and clocks."""
+    """Adds up to `elements`; `scalars` are weights, metrics and clocks, and of a codec its scales."""
     payload_bytes: int
     """Size of the buffer that every rank hands in."""
     wire_bytes: int
-    """Sum over ranks of the bytes sent, by the ring model: 2(n-1) times the payload, headers apart (which
-    are most of a payload below 4 kB)."""
+    """Sum over ranks of the bytes sent, by the ring model (`ring_bytes`), headers apart (which are most of a payload
+    below 4 kB)."""
     seconds: float
     """From the arrival of the last rank to the end: waiting for slow ranks is not communication."""
+    collective: str = ALL_REDUCE
+    """Which of the three it is."""
 
 
 @dataclass
@@ -37,6 +41,9 @@ class Ledger:
         return entries
 
 
-def ring_bytes(payload_bytes: int, num_ranks: int) -> int:
-    """Bytes that a ring all-reduce moves in total: each of n ranks sends 2(n-1)/n of the payload."""
-    return 2 * (num_ranks - 1) * payload_bytes
+def ring_bytes(payload_bytes: int, num_ranks: int, collective: str = ALL_REDUCE) -> int:
+    """Bytes that n ranks send in total, where each hands in the payload: in a ring, an all-reduce has each send
+    2(n-1)/n of it; an all-to-all (n-1)/n of it, all but its own part; an all-gather n-1 times as much.
+    """
+    once = (num_ranks - 1) * payload_bytes
+    return {ALL_REDUCE: 2 * once, ALL_TO_ALL: once, ALL_GATHER: num_ranks * once}[collective]

@@ -37,6 +37,7 @@ GOALS = {
     8: "reduction",
     9: "memory",
     10: "link model",
+    11: "codecs",
 }
 
 WIDTH = 120
