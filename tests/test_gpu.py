@@ -76,14 +76,24 @@ def test_a_step_that_waits_for_the_gpu_is_named_and_what_to_do():
     assert F.relu(batch).sum().item() == 2
 
 
-def test_ranks_that_share_a_gpu_give_the_bits_of_one(tmp_path):
+@pytest.mark.parametrize("codec", ["none", "bf16", "int8", "topk"])
+def test_ranks_that_share_a_gpu_give_the_bits_of_one(codec, tmp_path):
     """By an exact sum, which crosses in host memory; one rank alone has NCCL."""
     for ranks in (1, 3):
-        federate(tmp_path / str(ranks), ranks, *SHORT, "wire.sum=exact", "server.trains=true")
+        options = (f"wire.codec={codec}", "wire.topk=0.1", "server.trains=true")
+        federate(tmp_path / str(ranks), ranks, *SHORT, "wire.sum=exact", *options)
     one, three = (summary(tmp_path / ranks) for ranks in "13")
     assert [one["backend"], three["backend"]] == ["nccl", "gloo"]
     assert one["state_sha256"] == three["state_sha256"]
     assert one["device"] == "cuda"
+
+
+@pytest.mark.parametrize("codec", ["bf16", "int8", "topk"])
+def test_codes_cross_between_ranks_that_share_a_gpu(codec, tmp_path):
+    federate(tmp_path, 2, *SHORT, f"wire.codec={codec}", "wire.topk=0.1", "server.trains=true")
+    found = summary(tmp_path)
+    assert found["bytes"]["federated_up"] < 0.6 * found["bytes"]["federated_down"]
+    assert found["accuracy"]["trained"]["mean"] > 0.3
 
 
 def test_a_run_that_goes_on_comes_to_the_same_bits(tmp_path):

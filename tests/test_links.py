@@ -282,6 +282,13 @@ def test_facts_are_those_of_the_record(run):
     assert 0.3 * busy < facts.compute * learned < busy
 
 
+def test_with_a_codec_a_client_sends_codes_and_receives_floats(tmp_path):
+    federate(tmp_path, 2, *SHORT, "train.rounds=2", "wire.codec=bf16")
+    facts, parameters = forecast.read(tmp_path), json.loads((tmp_path / "summary.json").read_text())["parameters"]
+    assert facts.traffic.upload == pytest.approx(2 * parameters["backbone"])
+    assert facts.traffic.download == pytest.approx(4 * parameters["backbone"])
+
+
 def show(monkeypatch, *arguments: object) -> int:
     """The command in this process; its exit code."""
     monkeypatch.setattr(sys, "argv", ["fedbsd_dist.links", *map(str, arguments)])

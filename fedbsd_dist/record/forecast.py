@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import yaml
@@ -38,10 +38,16 @@ class Facts:
     """Seconds of local learning, the mean over clients, on the run's machine."""
 
 
+class _Bytes(Part):
+    federated_up: Count
+    federated_down: Count
+
+
 class _Summary(Part):
     method: str
     world_size: Count
     fedavg_bytes: Count
+    bytes: _Bytes
 
 
 class _Entry(Part):
@@ -80,10 +86,14 @@ def read(run: Path) -> Facts:
     parts = [1 - entry.elements_by_group.get("scalars", 0) / entry.elements for entry in aggregates]
     sent = float(np.mean([entry.payload_bytes * part for entry, part in zip(aggregates, parts, strict=True)]))
     model = summary.fedavg_bytes / (sum(received) + sum(learned)) * (2 if aggregates[-1].dtype == "int64" else 1)
+    traffic = Traffic(upload=sent, download=sent)
+    if _config(run, "wire", "codec") != "none":  # what a client sends is not what ranks add up, nor what comes back
+        of_run = summary.bytes
+        traffic = Traffic(upload=of_run.federated_up / sum(learned), download=of_run.federated_down / sum(received))
     local = sum(line.seconds.phases.get(name, 0.0) for line in rounds for name in LOCAL)
     return Facts(
         method=summary.method,
-        traffic=Traffic(upload=sent, download=sent),
+        traffic=traffic,
         fedavg=Traffic(upload=model, download=model),
         compute=local * _hosting(run, summary.world_size) / sum(learned),
     )
@@ -91,11 +101,14 @@ def read(run: Path) -> Facts:
 
 def _hosting(run: Path, ranks: int) -> int:
     """Number of ranks that have clients, over which a record's phases are the mean."""
+    return ranks if _config(run, "server", "trains") or ranks == 1 else ranks - 1
+
+
+def _config(run: Path, section: str, key: str) -> Any:
     try:
-        trains = dialect.parse(content(run / CONFIG).decode())["server"]["trains"]
+        return dialect.parse(content(run / CONFIG).decode())[section][key]
     except (yaml.YAMLError, ValueError, KeyError, TypeError):
         raise Damaged(f"{CONFIG}: no configuration of a run") from None
-    return ranks if trains or ranks == 1 else ranks - 1
 
 
 def seconds(facts: Facts, links: Sequence[Link], server: Link, num_clients: int) -> dict[str, tuple[float, float]]:
