@@ -227,7 +227,7 @@ def permutations(config: RunConfig, purpose: str, round: int, client: int, rows:
 
 
 def settings(config: RunConfig, **changes: float) -> reference.Settings:
-    train = config.train.model_dump(exclude={"rounds", "participation", "precision", "together"})
+    train = config.train.model_dump(exclude={"rounds", "participation", "precision", "together", "cuda_graphs"})
     options = {**config.method.model_dump(exclude={"name"}), **changes}
     return reference.Settings(tuning_epochs=config.evaluate.head_epochs, options=options, **train)
 
