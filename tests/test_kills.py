@@ -29,7 +29,8 @@ def test_killed_and_launched_again(whole: Whole, tmp_path: Path) -> None:
     draw = random.Random(seed)
     run = Killed(tmp_path / "killed", RUN, draw)
     for number, victim in enumerate(draw.sample(VICTIMS, 3)):
-        after = draw.uniform(0, 0.9 * whole[1])
+        # the first one in any case before the end, though the machine may be less busy than it was
+        after = draw.uniform(0, (0.9 if number else 0.5) * whole[1])
         phase = run.kill(victim, after)
         print(f"seed {seed}: {victim}, after {after:.2f} s: {phase or 'too late'}")  # shown where the test fails
         assert phase or number

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import statistics
 import os
 import shutil
 import subprocess
@@ -232,8 +233,10 @@ def test_seconds_of_the_collectives(measured):
         seconds = sorted(entry["seconds"] for entry in ledger(folder / method["label"]) if entry["group"] != "-")
         payload = of["payload"] / 3
         assert (of["calls"], of["seconds"]) == (3, seconds[1])
-        assert of["algorithm_bandwidth"] == pytest.approx(payload / seconds[1])
-        assert of["bus_bandwidth"] == pytest.approx(2 * (size - 1) / size * payload / seconds[1])
+        # of calls that were done when a test beside them was, nothing is known
+        bandwidth = statistics.median(payload / second for second in seconds if second)
+        assert of["algorithm_bandwidth"] == pytest.approx(bandwidth)
+        assert of["bus_bandwidth"] == pytest.approx(2 * (size - 1) / size * bandwidth)
         assert run["exposed"] > 0
         # the last client's test covers some of the 9 MB, in every round
         assert 0 < run["overlapped"] < sum(line["total_seconds"] for line in run["rounds"])

@@ -100,7 +100,7 @@ class Collective:
     """Bytes of all together."""
     seconds: float
     algorithm_bandwidth: float | None
-    """Bytes a second, as nccl-tests define it."""
+    """Bytes a second, as nccl-tests define it; of the seconds exposed, so that one beside a test looks faster."""
     bus_bandwidth: float | None
     """Bytes that each rank sends a second: of an all-reduce, algorithm bandwidth times 2(n-1)/n."""
 
