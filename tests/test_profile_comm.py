@@ -3,9 +3,9 @@
 import gzip
 import json
 import math
-import statistics
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -197,7 +197,9 @@ def test_payload_and_wire_are_what_the_kernel_counts(measured):
             assert 4 * numel < line["payload"] <= 4 * numel + 8 * few < 4.001 * numel
             assert line["wire"] == 2 * (size - 1) * line["payload"]
         wire, counted = (sum(line[of] for line in run["rounds"]) for of in ("wire", "counted"))
-        assert wire < counted < 1.01 * wire
+        # on a busy machine the rounds take long, and the ranks' signs of life are 1.1 kB a second of each
+        life = 1.5e3 * size * sum(line["total_seconds"] for line in run["rounds"])
+        assert wire < counted < 1.01 * wire + life
         assert run["interfaces"]["lo"] == counted
 
 
