@@ -31,8 +31,9 @@ from fedbsd_dist.models.split import build_model
 from fedbsd_dist.rehearsal import rehearse
 from fedbsd_dist.together import check_together
 from fedbsd_dist.units import size
-from fedbsd_dist.wire.channel import CLOCKS, Channel, Coding
+from fedbsd_dist.wire.channel import Channel, Coding
 from fedbsd_dist.wire.codecs import Codec, code_bytes, make_codec
+from fedbsd_dist.wire.collectives import CLOCKS
 from fedbsd_dist.wire.ledger import ALL_REDUCE, Ledger, ring_bytes
 from fedbsd_dist.wire.sums import payloads
 from fedbsd_dist.wire.world import Placement, World

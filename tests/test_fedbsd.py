@@ -21,7 +21,7 @@ from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.methods.fedbsd import FedBSD, Options
 from fedbsd_dist.models.flat import FlatModel, frozen, snapshot
 from fedbsd_dist.models.split import SplitModel, build_model
-from fedbsd_dist.wire.channel import CLOCKS
+from fedbsd_dist.wire.collectives import CLOCKS
 
 FORMS = ("logits_kl", "features_kl", "features_mse", "features_cosine")
 VARIANTS = [*((form, "backbone") for form in FORMS), ("logits_kl", "backbone_and_head")]

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from fedbsd_dist.client import Turn
 from fedbsd_dist.methods import METHODS
-from fedbsd_dist.wire.channel import CLOCKS, Channel, ChannelRefusal
+from fedbsd_dist.wire.channel import Channel, ChannelRefusal
+from fedbsd_dist.wire.collectives import CLOCKS
 from fedbsd_dist.wire.ledger import Ledger
 from fedbsd_dist.wire.world import Placement, World
 
