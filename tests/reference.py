@@ -163,8 +163,12 @@ class FedBSD(FedPer):
         student_start="received",
         schedule="joint",
         head_epochs=1,
+        private_head=True,
     )
     losses = ("classification", "distillation")
+
+    def shares(self, name: str) -> bool:
+        return not self.options["private_head"] or super().shares(name)
 
     def divided(self, state: State) -> tuple[State, State]:
         shared, private = super().divided(state)

@@ -13,14 +13,14 @@ the schedule are reconstructions, hence options.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from fedbsd_dist.client import Turn
-from fedbsd_dist.config import MethodOptions
+from fedbsd_dist.config import MethodOptions, Train
 from fedbsd_dist.methods.contract import Method, copies
 from fedbsd_dist.methods.distillation import kl
 from fedbsd_dist.models.flat import PARAMETERS, Extra
@@ -28,7 +28,7 @@ from fedbsd_dist.models.split import SplitModel
 
 
 class Options(MethodOptions):
-    """FedBSD (arXiv 2409.15636). All but the default of `mean` are reconstructions."""
+    """FedBSD (arXiv 2409.15636). All but the defaults of `mean` and `private_head` are reconstructions."""
 
     name: Literal["fedbsd"] = "fedbsd"
     """The algorithm."""
@@ -46,6 +46,8 @@ class Options(MethodOptions):
     """tau, by which logits or features are divided before the softmax of a KL."""
     temperature_squared: bool = True
     """Multiply a KL by tau squared, so that its gradient does not shrink with tau."""
+    private_head: bool = True
+    """The head stays with its client (the paper). false, an ablation: it crosses as the backbone does."""
     student_start: Literal["received", "own"] = "received"
     """The student starts from the received backbone; `own`: from the client's previous one. An ablation
     only: the global backbone was seen to decay with it."""
@@ -59,9 +61,15 @@ class FedBSD(Method[Options]):
     """Self-distillation from the global backbone into each client's."""
 
     Options = Options
-    shared = ("backbone",)
+    shared: tuple[str, ...] = ("backbone",)
     stacks = True
     losses = ("classification", "distillation")
+
+    def __init__(self, options: Any, train: Train) -> None:
+        """Without a private head, nothing stays."""
+        super().__init__(options, train)
+        if not self.options.private_head:
+            self.shared = PARAMETERS
 
     def extras(self, groups: Sequence[str]) -> dict[str, Extra]:
         """The client's own backbone, where the student starts from it."""
