@@ -22,7 +22,8 @@ class Method(ABC, Generic[AnyOptions]):
     Options: ClassVar[type[MethodOptions]]
     """Its section of the configuration."""
     shared: tuple[str, ...]
-    """Of the class, or where options change it of the method: groups of parameters (`backbone`, `head`) that cross; the others stay with each client.
+    """Groups of parameters (`backbone`, `head`) that cross; the others stay with each client. Of the class, or where
+    options change it, of the method.
 
     Whether normalisation's running statistics go with them says `model.norm_stats`, and no method.
     """
