@@ -196,7 +196,8 @@ class World:
         nccl = placement.backend == "nccl"
         if placement.device.type == "cuda":
             torch.cuda.set_device(placement.device)
-            torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in convolutions too
+            # float32 is float32, in convolutions too; and a run that goes on comes to the same bits
+            torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
         with self.watch.meeting("making the process group"):
             dist.init_process_group(
                 backend="cpu:gloo,cuda:nccl" if nccl else "gloo",
