@@ -11,8 +11,6 @@ from fedbsd_dist.errors import UserError
 
 Step = Callable[..., Tensor]
 """Learns from a batch of tensors, and returns what is reported of it."""
-
-
 REMEDY = "Set train.cuda_graphs=false."
 
 
@@ -67,8 +65,8 @@ class _Graph:
                     self._graph.capture_end()
                 problem = str(error).partition("\n")[0]
                 raise UserError(
-                    f"train.cuda_graphs: a step of this model and method waits for the GPU, so it cannot be captured: "
-                    f"{problem} {REMEDY}"
+                    f"train.cuda_graphs: a step of this model and method could not be captured (it must not wait for the "
+                    f"GPU): {problem} {REMEDY}"
                 ) from None
             self._graph.capture_end()
 
