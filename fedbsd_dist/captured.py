@@ -65,8 +65,8 @@ class _Graph:
                     self._graph.capture_end()
                 problem = str(error).partition("\n")[0]
                 raise UserError(
-                    "train.cuda_graphs: a step of this model and method could not be captured (it must not wait for the "
-                    f"GPU): {problem} {REMEDY}"
+                    "train.cuda_graphs: a step of this model and method could not be captured (it must not wait "
+                    f"for the GPU): {problem} {REMEDY}"
                 ) from None
             self._graph.capture_end()
 
