@@ -1,6 +1,8 @@
 """What a client's turn takes, by a rehearsal: the method's own local learning on a few samples of zeros, twice, with
 all bytes of tensors counted after every operation. They are linear in the number of samples, operation by operation, so
 that two sizes tell of every other. Where clients learn together, two of them rehearse, and each takes half.
+
+The same turn without a count tells whether the steps can be captured.
 """
 
 import copy
@@ -13,10 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedbsd_dist.client import Turn
 from fedbsd_dist.clients import Clients
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data.shards import Shard
+from fedbsd_dist.errors import UserError
 from fedbsd_dist.methods import make_method
+from fedbsd_dist.methods.contract import Method
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.models.networks import Shape
 from fedbsd_dist.together import Turns
@@ -112,13 +117,52 @@ def _turn(
     config: RunConfig, model: FlatModel, shape: Shape, num_classes: int, samples: int
 ) -> tuple[tuple[list[float], list[float]], int, float]:
     """((bytes after every operation of learning, and of a test), bytes before it, bytes of a sample's features)."""
+    model, shard = copy.deepcopy(model), _shard(shape, num_classes, samples, model.device)
+    config = _options(config, batch_size=samples, cuda_graphs=False)
+    parts = shard.train_images, shard.train_labels, shard.mean, shard.std
+    live = Live([*model.buffers.values(), *model.module.buffers(), *parts])
+    with torch.random.fork_rng(devices=[]), live:
+        method, turns = _begin(config, model, shard)
+        first, turn, number = len(live.series), turns[0], len(turns)
+        method.learn(turn if number == 1 else Turns(turns))
+        second = len(live.series)
+        turn.test()
+        third = len(live.series)
+        features = turn.outputs(model.module.backbone, shard.train_images).nbytes / samples
+    before = live.series[first - 1]
+    learning, testing = live.series[first:second], live.series[second:third]
+    marks = [(now - before) / number for now in learning], [float(now - before) for now in testing]
+    return marks, before, features
+
+
+def check_captured(config: RunConfig, model: FlatModel, shape: Shape, num_classes: int) -> None:
+    """Raises UserError where the method's steps cannot be captured as CUDA graphs; `model` is on the GPU, and a copy of
+    it learns from batches of one size, so that each step of a turn comes again. Of what else fails there the
+    rehearsal of memory tells.
+    """
+    model, shard = copy.deepcopy(model), _shard(shape, num_classes, FEW[0], model.device)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            method, turns = _begin(_options(config, batch_size=FEW[0] // 2), model, shard)
+            method.learn(turns[0] if len(turns) == 1 else Turns(turns))
+        except UserError:
+            raise
+        except Exception:  # a method of the user's, on images that are all black
+            return
+
+
+def _options(config: RunConfig, **train: Any) -> RunConfig:
+    """Two epochs, and the options of `train`."""
+    options = config.train.model_copy(update={"local_epochs": 2, **train})
+    client = config.client.model_copy(update={"store": "device"})
+    return config.model_copy(update={"train": options, "client": client})
+
+
+def _shard(shape: Shape, num_classes: int, samples: int, device: torch.device) -> Shard:
     channels, height, width = shape
-    device, model = model.device, copy.deepcopy(model)
-    train = config.train.model_copy(update={"local_epochs": 2, "batch_size": samples, "cuda_graphs": False})
-    config = config.model_copy(update={"train": train, "client": config.client.model_copy(update={"store": "device"})})
     images = torch.zeros(samples, height, width, channels, dtype=torch.uint8, device=device)
     labels = torch.arange(samples, device=device) % num_classes
-    shard = Shard(
+    return Shard(
         train_images=images,
         train_labels=labels,
         test_images=images,
@@ -126,18 +170,10 @@ def _turn(
         mean=torch.zeros(channels, device=device),
         std=torch.ones(channels, device=device),
     )
-    live = Live([*model.buffers.values(), *model.module.buffers(), images, labels, shard.mean, shard.std])
-    number = 2 if train.together > 1 else 1
-    with torch.random.fork_rng(devices=[]), live:
-        clients = Clients(config, make_method(config.method, train), model, dict.fromkeys(range(number), shard))
-        turns = [clients.receive(client, 1) for client in range(number)]
-        first, turn = len(live.series), turns[0]
-        clients.method.learn(turn if number == 1 else Turns(turns))
-        second = len(live.series)
-        turn.test()
-        third = len(live.series)
-        features = turn.outputs(model.module.backbone, images).nbytes / samples
-    before = live.series[first - 1]
-    learning, testing = live.series[first:second], live.series[second:third]
-    marks = [(now - before) / number for now in learning], [float(now - before) for now in testing]
-    return marks, before, features
+
+
+def _begin(config: RunConfig, model: FlatModel, shard: Shard) -> tuple[Method[Any], list[Turn]]:
+    """The method, and the turns of one client, or of two that learn together."""
+    number = 2 if config.train.together > 1 else 1
+    clients = Clients(config, make_method(config.method, config.train), model, dict.fromkeys(range(number), shard))
+    return clients.method, [clients.receive(client, 1) for client in range(number)]

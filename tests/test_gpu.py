@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from fedbsd_dist.captured import Captured
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.methods import METHODS
+from fedbsd_dist.methods.fedavg import FedAvg
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; PyTorch sees none")
 
@@ -84,6 +85,25 @@ def test_a_step_that_waits_for_the_gpu_is_named_and_what_to_do():
         captured(batch)
     # and the device goes on
     assert F.relu(batch).sum().item() == 2
+
+
+class Waits(FedAvg):
+    """Its steps ask the GPU for a number."""
+
+    def learn(self, turn):
+        """As FedAvg."""
+
+        def loss(images, labels):
+            found = F.cross_entropy(turn.model.module(images), labels)
+            return found * float(found.item() > 0), [found]
+
+        return turn.sgd(loss, epochs=1)
+
+
+def test_a_method_whose_step_waits_is_refused_before_anything_is_written(tmp_path, capsys):
+    assert alone(f"run.dir={tmp_path / 'run'}", *SHORT, "method.factory=test_gpu:Waits") == 2
+    assert "train.cuda_graphs=false" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("codec", ["none", "bf16", "int8", "topk"])

@@ -1,5 +1,7 @@
 """Memory: counted to the byte where it can be, and a run that does not fit is refused before it writes anything."""
 
+from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -197,6 +199,44 @@ def test_the_smallest_limit_counts(lines: str, files: dict[str, str], expected: 
     statistics = "inactive_file 70000\ntotal_inactive_file 60000\n"
     groups = dict.fromkeys(("job/memory.stat", "memory/job/memory.stat"), statistics)
     assert available_bytes(proc, _tree(tmp_path / "groups", {**groups, **files})) == expected
+
+
+@pytest.mark.parametrize("options", [["method.name=fedbsd"], ["method.name=fedrep"], ["train.together=2"]])
+def test_every_step_comes_again_where_it_is_tried_whether_steps_can_be_captured(options, monkeypatch) -> None:
+    """The second of a shape is what would be captured on a GPU, which this is not."""
+    shapes: list[Counter[object]] = []
+
+    def counted(step, *_: object, **__: object):
+        seen: Counter[object] = Counter()
+        shapes.append(seen)
+
+        def one(*batch: torch.Tensor) -> torch.Tensor:
+            seen[tuple(tensor.shape for tensor in batch)] += 1
+            return step(*batch)
+
+        return one
+
+    monkeypatch.setattr("fedbsd_dist.client.captured", counted)
+    monkeypatch.setattr("fedbsd_dist.together.captured", counted)
+    plan = plan_for(1, *options)
+    shapes.clear()
+    before = plan.model.digest
+    rehearsal.check_captured(plan.config, plan.model, (1, 16, 16), 10)
+    assert shapes
+    assert all(number >= 2 for seen in shapes for number in seen.values())
+    assert plan.model.digest == before
+
+
+@pytest.mark.parametrize("error", [UserError("cannot be captured"), ValueError("needs more")])
+def test_only_what_cannot_be_captured_is_refused(error: Exception, monkeypatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    plan = plan_for(1, "method.name=fedbsd")
+    monkeypatch.setattr("fedbsd_dist.client.captured", fails)
+    refused = pytest.raises(UserError, match="captured") if isinstance(error, UserError) else nullcontext()
+    with refused:
+        rehearsal.check_captured(plan.config, plan.model, (1, 16, 16), 10)
 
 
 def test_a_method_that_cannot_be_rehearsed_is_run_all_the_same(monkeypatch) -> None:

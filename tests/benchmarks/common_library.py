@@ -2,8 +2,8 @@
 
     FASHION_MNIST=DIR CIFAR10=DIR python tests/benchmarks/common_library.py [--quick]
 
-The library's way is one process, in turn with a thread for each core (PyTorch's default) and with one, which holds a
-deep copy of the model for each client. A client reads its samples from its file whenever it needs them, makes a list of
+The library's way is one process with a thread for each core (PyTorch's default), which holds a deep copy of the model
+for each client. A client reads its samples from its file whenever it needs them, makes a list of
 single samples of them and has a DataLoader over that. After each round all clients are evaluated with the new mean, in
 batches of 10, on their test samples, with scikit-learn's AUC, and on their training samples. Tensors are in PyTorch's
 own memory format.
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
@@ -30,7 +31,7 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 from rows import Row, cannot, main, measured
-from sides import SETTINGS, Missing, Ours, Seconds, class_sgd, contiguous
+from sides import PRECISIONS, SETTINGS, Missing, Ours, Seconds, class_sgd, contiguous
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -40,7 +41,7 @@ from fedbsd_dist.data.shards import Shard, Shards
 from fedbsd_dist.evaluation import CORRECT, COUNT, summarize
 from fedbsd_dist.wire.world import World
 
-SECONDS = 600, 200
+SECONDS = 1000, 400
 """It takes, whole and quick."""
 
 AT_LEAST = {"20 Fashion-MNIST clients": 3.0, "100 CIFAR-10 clients": 6.0}
@@ -152,8 +153,8 @@ Round = tuple[Seconds, Seconds, dict[str, tuple[float, float]]]
 """Ours, the library's, and by kind of mean the accuracies of both."""
 
 
-def measure(world: World, rounds: int, folder: str, options: list[str]) -> dict[int, list[Round]]:
-    """Threads of the library's process -> its rounds; empty but on the server."""
+def measure(world: World, rounds: int, folder: str, options: list[str]) -> list[Round]:
+    """Empty but on the server."""
     ours = Ours(world, [*options, "evaluate.every=1"], f"{folder}/run")
     federation, library = ours.federation, None
     if world.is_server:
@@ -163,50 +164,42 @@ def measure(world: World, rounds: int, folder: str, options: list[str]) -> dict[
         everybody = range(federation.config.data.num_clients)
         shards = Shards(samples, partition, everybody, torch.device("cpu"), most_bytes=0)
         library = Library(ours.network().to(ours.plan.placement.device), shards, place, federation.config.train)
-    cores = len(os.sched_getaffinity(0))
-    found: dict[int, list[Round]] = {cores: []} if torch.cuda.is_available() else {1: [], cores: []}
-    for number in range(1, len(found) * (rounds + 1) + 1):
-        threads = [*found][number % len(found)]
+    found: list[Round] = []
+    for number in range(1, rounds + 2):
         mine, report = ours.round(number)
         if library:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(len(os.sched_getaffinity(0)))
             theirs, table = library.round(federation.cohort(number))
             torch.set_num_threads(federation.config.run.threads)
             means = summarize(report.stages["received"][:, [CORRECT, COUNT]]), summarize(table)
             accuracies = {kind: (means[0][kind], means[1][kind]) for kind in ("weighted_mean", "mean")}
-            found[threads].append((mine, theirs, accuracies))
+            found.append((mine, theirs, accuracies))
         dist.barrier()
-    return {threads: of[1:] for threads, of in found.items()}  # the first round of each kind warms up
+    return found[1:]  # the first round warms up
 
 
 def rows(quick: bool) -> Iterator[Row]:
     """Of each setting: ratios of whole rounds and of their parts, and accuracies."""
     ranks, together = (1, ["train.together=1000"]) if torch.cuda.is_available() else (2, [])
-    for name, options_of in SETTINGS.items():
+    for (setting, options_of), (how, precision) in product(SETTINGS.items(), PRECISIONS.items()):
         if not find_spec("sklearn"):
-            yield cannot(2, name, "scikit-learn is not installed. Install it: pip install scikit-learn")
+            yield cannot(2, setting, "scikit-learn is not installed. Install it: pip install scikit-learn")
             continue
         try:
             with tempfile.TemporaryDirectory() as folder:
-                found = run_ranks(ranks, measure, 1 if quick else 5, folder, [*options_of(Path(folder)), *together])[0]
+                options = [*options_of(Path(folder)), *together, f"train.precision={precision}"]
+                found = run_ranks(ranks, measure, 1 if quick else 5, folder, options)[0]
         except Missing as missing:
-            yield cannot(2, name, str(missing))
+            yield cannot(2, setting, str(missing))
             continue
-        for threads, rounds in found.items():
-            yield from _ratios(name, threads, rounds)
-        for kind, what in (("weighted_mean", "all test samples"), ("mean", "mean over clients")):
-            ours, theirs = rounds[-1][2][kind]
-            yield measured(2, f"{name}: accuracy of ours in the end, {what}", [100 * ours], "%")
-            less = 100 * (theirs - ours)
-            yield measured(2, f"{name}: the library's less ours, {what}", [less], "points", bound=POINTS)
+        yield from _ratios(setting + how, AT_LEAST_GPU if torch.cuda.is_available() else AT_LEAST[setting], found)
 
 
-def _ratios(name: str, threads: int, rounds: list[Round]) -> Iterator[Row]:
+def _ratios(setting: str, least: float, rounds: list[Round]) -> Iterator[Row]:
     def ratios(part: Callable[[Seconds], float]) -> list[float]:
         return [part(theirs) / part(ours) for ours, theirs, _ in rounds]
 
-    what = f"{name}: the library, {threads} thread(s)"
-    least = AT_LEAST_GPU if torch.cuda.is_available() else AT_LEAST[name]
+    what = f"{setting}: the library"
     yield measured(2, f"{what}, round over ours", ratios(lambda of: of.whole), bound=least, at_most=False)
     yield measured(2, f"{what}, evaluation over ours", ratios(lambda of: of.evaluation))
     yield measured(2, f"{what}, the rest of the round over ours", ratios(lambda of: of.rest))
@@ -215,7 +208,11 @@ def _ratios(name: str, threads: int, rounds: list[Round]) -> Iterator[Row]:
         2, f"{what}, share of evaluation", [100 * theirs.evaluation / theirs.whole for _, theirs, _ in rounds], "%"
     )
     yield measured(2, f"{what}, round", [theirs.whole for _, theirs, _ in rounds], "s")
-    yield measured(2, f"{name}: our round then", [ours.whole for ours, _, _ in rounds], "s")
+    yield measured(2, f"{setting}: our round then", [ours.whole for ours, _, _ in rounds], "s")
+    for kind, samples in (("weighted_mean", "all test samples"), ("mean", "mean over clients")):
+        mine, theirs = rounds[-1][2][kind]
+        yield measured(2, f"{setting}: accuracy of ours in the end, {samples}", [100 * mine], "%")
+        yield measured(2, f"{what}'s less ours, {samples}", [100 * (theirs - mine)], "points", bound=POINTS)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Three real domains of digits as array files, for `data.source=domains`, from the files that they are published in.
 
-    python tests/benchmarks/digit_domains.py SOURCES FOLDER
+    python tests/benchmarks/digit_domains.py SOURCES FOLDER [MOST]
     torchrun --nproc_per_node=8 -m fedbsd_dist.main data.source=domains data.root=FOLDER data.image_size=28 \\
         data.partition=domain
 
 SOURCES holds, anywhere below it, MNIST's four idx files (`train-images-idx3-ubyte` and so on, not packed), USPS's
 `zip.train.gz` and `zip.test.gz` and UCI's `optdigits.dat` (65 integers a line, the label last); what is missing
-is left out. optdigits, which comes there without a split, gets every fourth sample for testing.
+is left out. optdigits, which comes there without a split, gets every fourth sample for testing. Of a domain with more
+than MOST training samples the first MOST are taken, as FedBN's benchmark does with 7,438.
 """
 
 import gzip
@@ -59,6 +60,7 @@ def together(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.nd
 def main() -> None:
     """Write FOLDER/DOMAIN.npz."""
     sources, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    most = int(sys.argv[3]) if len(sys.argv) > 3 else None
     folder.mkdir(parents=True, exist_ok=True)
     for read in (mnist, usps, optdigits):
         try:
@@ -66,6 +68,9 @@ def main() -> None:
         except StopIteration:
             print(f"{read.__name__}: not all of its files are below {sources}")
             continue
+        train = np.flatnonzero(arrays["split"] == "train")[:most]
+        kept = np.concatenate([train, np.flatnonzero(arrays["split"] == "test")])
+        arrays = {key: values[kept] for key, values in arrays.items()}
         np.savez(folder / f"{read.__name__}.npz", **arrays)
         print(
             f"{read.__name__}: {(arrays['split'] == 'train').sum()} training, {(arrays['split'] == 'test').sum()} test"

@@ -4,8 +4,9 @@
 
 A plain process goes through its clients of the cohort with one model that all of them use in turn, over normalized
 tensors in memory in PyTorch's own memory format, with torch.optim.SGD, and the means of all processes come of one flat
-all-reduce. In every second round all clients are evaluated on their test samples, in batches of 256. It has the very
-clients of our rank; both sides take turns round by round, and do the same number of SGD steps on the same samples.
+all-reduce. In every second round all clients are evaluated with the new mean on their test samples, in batches of 256,
+and so are the cohort's own models when they have learned: both stages that ours reports. It has the very clients of our
+rank; both sides take turns round by round, and do the same number of SGD steps on the same samples.
 sides.py says what the variables are.
 """
 
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
@@ -21,7 +23,7 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 from rows import Row, cannot, main, measured
-from sides import SETTINGS, Missing, Ours, class_sgd, contiguous, of_all
+from sides import PRECISIONS, SETTINGS, Missing, Ours, class_sgd, contiguous, of_all
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -30,7 +32,7 @@ from fedbsd_dist.config import Train
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.wire.world import World
 
-SECONDS = 400, 150
+SECONDS = 800, 300
 """It takes, whole and quick."""
 
 AT_LEAST = {False: 1.25, True: 1.5}
@@ -50,27 +52,33 @@ class Plain:
         """float32 [parameters], as received"""
 
     def round(self, cohort: list[int], evaluate: bool) -> Tensor:
-        """[2] correct and number of test samples of all clients, where they are evaluated."""
-        total = torch.zeros(len(self.mean) + 1)
+        """[2, 2]: of the cohort's own models, and of the mean for all clients: correct, test samples."""
+        total, counts = torch.zeros(len(self.mean) + 1), torch.zeros(2, 2)
         for client in filter(self.train.__contains__, cohort):
             vector_to_parameters(self.mean.clone(), self.module.parameters())
             self.learn(*self.train[client])
             weight = len(self.train[client][1])
             total[:-1] += weight * parameters_to_vector(self.module.parameters()).detach()
             total[-1] += weight
+            if evaluate:
+                counts[0] += self.tested(client)
         dist.all_reduce(total)
         self.mean = total[:-1] / total[-1]
-        counts = torch.zeros(2)
         if evaluate:
             vector_to_parameters(self.mean.clone(), self.module.parameters())
-            self.module.eval()
-            with torch.no_grad():
-                for images, labels in self.test.values():
-                    for x, y in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
-                        counts[0] += (self.module(x).argmax(1) == y).sum()
-                        counts[1] += len(y)
+            for client in self.test:
+                counts[1] += self.tested(client)
             dist.all_reduce(counts)
         return counts
+
+    @torch.no_grad()
+    def tested(self, client: int) -> Tensor:
+        """[2] correct, test samples."""
+        self.module.eval()
+        images, labels = self.test[client]
+        batches = zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True)
+        correct = sum((self.module(x).argmax(1) == y).sum() for x, y in batches)
+        return torch.tensor([correct, len(labels)])
 
     def learn(self, images: Tensor, labels: Tensor) -> None:
         """Of one client."""
@@ -102,10 +110,12 @@ def measure(world: World, rounds: int, folder: str, options: list[str]) -> list[
 
 def rows(quick: bool) -> Iterator[Row]:
     """Of each setting, without and with evaluation."""
-    for name, options_of in SETTINGS.items():
+    for (setting, options_of), (how, precision) in product(SETTINGS.items(), PRECISIONS.items()):
+        name = setting + how
         try:
             with tempfile.TemporaryDirectory() as folder:
-                found = run_ranks(2, measure, 2 if quick else 7, folder, options_of(Path(folder)))[0]
+                options = [*options_of(Path(folder)), f"train.precision={precision}"]
+                found = run_ranks(2, measure, 2 if quick else 5, folder, options)[0]
         except Missing as missing:
             yield cannot(2, f"{name}: plain processes", str(missing))
             continue

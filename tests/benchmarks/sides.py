@@ -96,6 +96,9 @@ SETTINGS: dict[str, Callable[[Path], list[str]]] = {
 }
 """Name -> the options of a setting, with a folder for what they need; raises Missing."""
 
+PRECISIONS = {"": "float32", ", ours in bfloat16": "bfloat16"}
+"""What it adds to a setting's name -> train.precision of our side. The others compute in float32 always."""
+
 
 def _given(variable: str, what: str) -> Path:
     path = os.environ.get(variable, "")
