@@ -92,6 +92,21 @@ def test_what_differs_in_more_than_the_method_is_no_pair(tmp_path, apart) -> Non
     assert f"No fedbsd with the same seeds, clients and other settings: {lonely[0]}." in comparison(paths)
 
 
+def test_variants_of_the_baseline_are_compared_with_it_as_it_is_by_default(tmp_path) -> None:
+    usual = {"method": {"distillation": "logits_kl", "distillation_weight": 1.0}}
+    for seed, mean in enumerate((0.6, 0.7)):
+        write_run(tmp_path / f"u{seed}", seed=seed, accuracy=tuned(mean), settings=usual)
+        for weight in (0.0, 3.0):
+            options = {"method": {**usual["method"], "distillation_weight": weight}}
+            path = tmp_path / f"v{weight}{seed}"
+            write_run(path, seed=seed, accuracy=tuned(mean + weight / 100), settings=options)
+    found, lonely = differences(groups_of(*sorted(tmp_path.iterdir())))
+    by_label = {of.label: of.by_stage["head_tuned"].mean for of in found}
+    expected = {"fedbsd distillation_weight=0.0 - fedbsd": 0.0, "fedbsd distillation_weight=3.0 - fedbsd": 0.03}
+    assert by_label == pytest.approx(expected)
+    assert lonely == []
+
+
 def test_every_variant_of_the_baseline_is_compared_with(tmp_path) -> None:
     paths = [
         write_run(tmp_path / "a", "fedavg", accuracy=tuned(0.5)),

@@ -250,6 +250,18 @@ def tried(path: Path, method: str, lr: float, validation: dict[str, float], seed
     write_run(path, method, seed, accuracy=accuracy, received=(0.9, 0.1), validation=validation, settings=settings)
 
 
+def test_accuracy_on_validation_samples_stands_beside_where_there_are_some(tmp_path) -> None:
+    """Of the better stage, mean over seeds."""
+    tried(tmp_path / "a0", "fedbsd", 0.1, {"received": 0.5, "trained": 0.25}, seed=0)
+    tried(tmp_path / "a1", "fedbsd", 0.1, {"received": 0.5, "trained": 0.75}, seed=1)
+    write_run(tmp_path / "b", "fedavg")
+    report.report([str(tmp_path)])
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    head = next(number for number, line in enumerate(lines) if "| validation |" in line)
+    at = lines[head].split(" | ").index("validation")
+    assert sorted(line.split(" | ")[at] for line in lines[head + 2 : head + 4]) == ["-", "62.50 ± 17.68"]
+
+
 def test_the_best_is_chosen_on_validation_samples_and_read_by_a_sweep(tmp_path) -> None:
     runs, best = tmp_path / "runs", tmp_path / "best.yaml"
     for lr, both in ((0.1, (0.5, 0.6)), (0.2, (0.3, 0.8)), (0.3, (0.7, 0.75))):

@@ -7,9 +7,9 @@ from typing import Any
 
 from fedbsd_dist import dialect
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.methods import OPTIONS
+from fedbsd_dist.record import curves
 from fedbsd_dist.record.curves import History
-from fedbsd_dist.record.grouping import Group, differing
+from fedbsd_dist.record.grouping import Group, defaults, differing
 
 TRIED = ("method.", "train.")
 """Beginnings of options that may be chosen; runs that differ in others had other data, clients or models."""
@@ -30,8 +30,7 @@ class Choice:
 
 
 def choose(groups: Sequence[Group], histories: Sequence[Sequence[History]]) -> list[Choice]:
-    """For every method. The better of the stages, for a method is tuned for where its personal models are: an averaged
-    model is nobody's before it has learned once more.
+    """For every method, by `curves.validation`.
 
     Groups that lack a seed, for it diverged, are no choice. Raises UserError for runs without validation samples, and
     for runs of a method that differ in more than what can be chosen.
@@ -50,7 +49,7 @@ def _validation(group: Group, histories: Sequence[History]) -> float:
                 f"--best: {run.path} held no validation samples out, and test samples choose nothing. Run the sweep "
                 "with data.val_fraction=0.1."
             )
-    return fmean(max(history.validation.values()) for history in histories)
+    return fmean(curves.validation(history) for history in histories)
 
 
 def _choice(method: str, found: Sequence[tuple[float, Group]], apart: Sequence[str]) -> Choice:
@@ -68,7 +67,7 @@ def _choice(method: str, found: Sequence[tuple[float, Group]], apart: Sequence[s
     if len({tuple((run.seed, run.clients) for run in group.runs) for _, group in found}) > 1:
         raise UserError(f"--best: runs of {method} have not all the same seeds and clients. Finish the sweep first.")
     accuracy, best = max(found, key=lambda pair: pair[0])
-    usual = _defaults(method)
+    usual = defaults(method)
     chosen = {
         key: value
         for key, value in best.settings.items()
@@ -76,12 +75,6 @@ def _choice(method: str, found: Sequence[tuple[float, Group]], apart: Sequence[s
     }
     del chosen["method.name"]
     return Choice(method, chosen, accuracy, len(found), [key for key in keys if _at_edge(key, best.settings, settings)])
-
-
-def _defaults(method: str) -> dict[str, str]:
-    """Of the options of a method that comes with the package."""
-    known = OPTIONS[method].model_fields if method in OPTIONS else {}
-    return {f"method.{key}": dialect.inline(field.default) for key, field in known.items() if key != "name"}
 
 
 def _at_edge(key: str, best: dict[str, str], settings: Sequence[dict[str, str]]) -> bool:

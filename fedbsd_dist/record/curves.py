@@ -82,6 +82,13 @@ class Reached:
     """Where the seeds that reached it first did."""
 
 
+def validation(history: History) -> float:
+    """At the better of the stages, for a method is chosen for where its personal models are: an averaged model is
+    nobody's before it has learned once more. There are validation samples.
+    """
+    return max(history.validation.values())
+
+
 def read(path: Path) -> History:
     """Of a run directory. Raises reading.Damaged."""
     try:

@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 
 from fedbsd_dist import dialect
 from fedbsd_dist.errors import UserError
+from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.record import reading
 from fedbsd_dist.record.reading import Problem, Run
 
@@ -32,6 +33,12 @@ class Group:
     def method(self) -> str:
         """Its name."""
         return self.settings["method.name"]
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether the method has its defaults."""
+        options = {key: value for key, value in self.settings.items() if key.startswith("method.")}
+        return options.items() <= {"method.name": self.method, **defaults(self.method)}.items()
 
     def accuracy(self, stage: str) -> "Spread | None":
         """Over the seeds that have the stage."""
@@ -120,6 +127,12 @@ def differing(settings: Sequence[dict[str, str]]) -> list[str]:
         if any(len(these) > 1 for these in values.values()):
             found.append(key)
     return found
+
+
+def defaults(method: str) -> dict[str, str]:
+    """Dotted key -> value of the options of a method that comes with the package; of others none."""
+    known = OPTIONS[method].model_fields if method in OPTIONS else {}
+    return {f"method.{key}": dialect.inline(field.default) for key, field in known.items() if key != "name"}
 
 
 def against(groups: Sequence[Group], key: str) -> list[tuple[str, list[tuple[float, Spread]]]]:

@@ -36,7 +36,7 @@ def of_runs(
                 f"Percent: mean over clients, then mean {PM} sample standard deviation over seeds; in brackets the "
                 f"worst tenth of the clients, mean over seeds. Sorted by {FAIR}, the same step for every method."
             ],
-            accuracy_rows(groups, names),
+            accuracy_rows(groups, histories, names),
         ),
         *_picks(groups),
         Section(
@@ -78,15 +78,19 @@ def chosen(choices: Sequence[Choice]) -> list[Section]:
     return [Section("Chosen on validation samples", [note], choice.rows(choices))] if choices else []
 
 
-def accuracy_rows(groups: Sequence[Group], names: Sequence[str]) -> Rows:
-    """A row a group, a column a stage."""
-    rows = [["method", *names, "seeds", "sent, received"]]
-    for group in groups:
+def accuracy_rows(groups: Sequence[Group], histories: Histories, names: Sequence[str]) -> Rows:
+    """A row a group, a column a stage; and one of validation samples where some run held them out."""
+    validated = any(history.validation for of in histories for history in of)
+    rows = [["method", *names, *["validation"] * validated, "seeds", "sent, received"]]
+    for group, of in zip(groups, histories, strict=True):
         cells = [
             percent(group.accuracy(name), PM)
             + ("" if (worst := group.worst(name)) is None else f" ({100 * worst:.2f})")
             for name in names
         ]
+        if validated:
+            found = [curves.validation(history) for history in of if history.validation]
+            cells.append(percent(spread(found) if found else None, PM))
         rows.append([group.label, *cells, str(len(group.runs)), size(group.exchanged)])
     return rows
 
