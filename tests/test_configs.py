@@ -16,7 +16,7 @@ from fedbsd_dist.wire.world import World
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EVERY = sorted(CONFIGS.glob("*.yaml"))
-BESIDE = [CONFIGS / name for name in ("methods.yaml", "grid.yaml", "fedbsd_choices.yaml")]
+BESIDE = [CONFIGS / name for name in ("methods.yaml", "grid.yaml", "fedbsd_choices.yaml", "figure4_fashion.yaml")]
 """They go with a benchmark."""
 ALONE = {"cifar10": (32, 3, 10), "cifar100": (32, 3, 100), "folder": (32, 3, 10), "fashion_mnist": (28, 1, 10)}
 """Sources of which an array file can take the place: pixels a side, channels, classes."""
