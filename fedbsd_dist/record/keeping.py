@@ -1,5 +1,7 @@
 """Finished runs cut down to what a report reads, small enough to be kept beside the code."""
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from fedbsd_dist.record.directory import CLIENTS, CONFIG, LEDGER, METRICS, PARTI
 from fedbsd_dist.record.files import write_atomically
 from fedbsd_dist.record.reading import Run
 
+COLUMNS = ("round", "stage", "client", "num_train", "num_test", "accuracy")
 DIGITS = 6
 """Of what is kept of accuracies and seconds, behind the point."""
 
@@ -45,20 +48,29 @@ def cut(path: Path) -> dict[str, str]:
         for line in sent
         if line["round"] == sent[0]["round"]
     ]
-    head, *rows = reading.content(path / CLIENTS).decode().splitlines()
-    last = rows[-1].split(",")[0] if rows else ""
     return {
         CONFIG: reading.content(path / CONFIG).decode(),
         SUMMARY: reading.content(path / SUMMARY).decode(),
         METRICS: _jsonl(lines),
         PARTITION: json.dumps(digest) + "\n",
-        CLIENTS: "\n".join([head, *(row for row in rows if row.startswith(f"{last},"))]) + "\n",
+        CLIENTS: _last(reading.content(path / CLIENTS).decode()),
         LEDGER: _jsonl(first),
     }
 
 
+def _last(table: str) -> str:
+    """Of a table of clients, the last evaluation, and of that who it was, and how accurate."""
+    rows = [*csv.DictReader(io.StringIO(table))]
+    kept = [",".join(COLUMNS)]
+    for row in rows:
+        if row["round"] == rows[-1]["round"]:
+            kept.append(",".join([*(row[name] for name in COLUMNS[:-1]), str(_short(float(row["accuracy"])))]))
+    return "\n".join(kept) + "\n"
+
+
 def _round(line: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {key: line[key] for key in ("round", "loss", "accuracy", "validation") if key in line}
+    found: dict[str, Any] = {key: line[key] for key in ("round", "loss", "accuracy") if key in line}
+    found |= {"validation": line["validation"]} if line.get("validation") else {}
     found["bytes"] = {key: line["bytes"][key] for key in ("federated_up", "federated_down")}
     found["seconds"] = {key: line["seconds"][key] for key in ("training", "communication")}
     return {key: _short(value) for key, value in found.items()}
