@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fedbsd_dist.record.files import write_atomically
 from fedbsd_dist.record.reading import Run
 
 COLUMNS = ("round", "stage", "client", "num_train", "num_test", "accuracy")
+SPENT = {"bytes": ("federated_up", "federated_down"), "seconds": ("training", "communication")}
 DIGITS = 6
 """Of what is kept of accuracies and seconds, behind the point."""
 
@@ -37,10 +39,11 @@ def keep(runs: Sequence[Run], folder: Path) -> None:
 
 
 def cut(path: Path) -> dict[str, str]:
-    """Name -> text: configuration and summary as they are; of every round accuracies, bytes and seconds; the digest of
-    who owns which sample; every client in the last evaluation; and what was sent in the first round.
+    """Name -> text: configuration and summary as they are; of every evaluation accuracies, and bytes and seconds since
+    the one before; the digest of who owns which sample; every client in the last evaluation; and what was sent in the
+    first round.
     """
-    lines = [_round(line) for line in read_lines(path / METRICS)]
+    lines = _evaluations(read_lines(path / METRICS))
     digest = {"sha256": json.loads(reading.content(path / PARTITION))["sha256"]}
     sent = [line for line in read_lines(path / LEDGER) if line["purpose"] == "aggregate"]
     first = [
@@ -68,12 +71,17 @@ def _last(table: str) -> str:
     return "\n".join(kept) + "\n"
 
 
-def _round(line: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {key: line[key] for key in ("round", "loss", "accuracy") if key in line}
-    found |= {"validation": line["validation"]} if line.get("validation") else {}
-    found["bytes"] = {key: line["bytes"][key] for key in ("federated_up", "federated_down")}
-    found["seconds"] = {key: line["seconds"][key] for key in ("training", "communication")}
-    return {key: _short(value) for key, value in found.items()}
+def _evaluations(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line for each round with one, and for the last."""
+    found, spent = [], Counter[tuple[str, str]]()
+    for line in lines:
+        spent.update({(of, key): line[of][key] for of, keys in SPENT.items() for key in keys})
+        if line["accuracy"] or line is lines[-1]:
+            kept = {key: line[key] for key in ("round", "loss", "accuracy", "validation") if line.get(key)}
+            kept |= {of: {key: spent[of, key] for key in keys} for of, keys in SPENT.items()}
+            found.append({"accuracy": {}, **{key: _short(value) for key, value in kept.items()}})
+            spent.clear()
+    return found
 
 
 def _short(value: Any) -> Any:
