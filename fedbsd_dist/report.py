@@ -14,19 +14,20 @@ from fedbsd_dist.record.reading import Damaged, Problem, Run
 
 HTML, MARKDOWN = "report.html", "report.md"
 USAGE = f"""usage: python -m fedbsd_dist.report RUNS... [--out=FOLDER] [--target=ACCURACY] [--own=OPTIONS]
-                                          [--best=FILE] [--keep=FOLDER] [--figures=FOLDER]
+                                          [--baseline=METHOD] [--best=FILE] [--keep=FOLDER] [--figures=FOLDER]
 
 Compares finished runs. RUNS are run directories, or folders with run directories in them. Runs that differ in nothing
-but the seed are one row, and every other method is compared with {compare.BASELINE} seed by seed.
+but the seed are one row, and every other method is compared with one of them seed by seed.
 
-  --out      folder to write to: the one folder of RUNS, or `report` where there are several
-  --target   accuracy from 0 to 1 to which rounds and bytes are counted; 95 % of the best method's, unless given
-  --own      options, such as train.lr,train.together, that each method has for itself: methods are compared though
-             they differ in them
-  --best     also write what was best for each method on validation samples, to be run with other seeds:
-             python -m fedbsd_dist.main CONFIG.yaml FILE seed=[0,1,2]
-  --keep     also write the runs, cut down to what this command reads, into a new folder
-  --figures  also write every figure of the page there, as SVG files
+  --out       folder to write to: the one folder of RUNS, or `report` where there are several
+  --target    accuracy from 0 to 1 to which rounds and bytes are counted; 95 % of the best method's, unless given
+  --own       options, such as train.lr,train.together, that each method has for itself: methods are compared though
+              they differ in them
+  --baseline  what others are compared with: a method, or a row by all of its name; {compare.BASELINE}, unless given
+  --best      also write what was best for each method on validation samples, to be run with other seeds:
+              python -m fedbsd_dist.main CONFIG.yaml FILE seed=[0,1,2]
+  --keep      also write the runs, cut down to what this command reads, into a new folder
+  --figures   also write every figure of the page there, as SVG files
 
 Written: {HTML}, one page that needs no other file and no network, and {MARKDOWN}, its tables.
 
@@ -42,6 +43,7 @@ class _Asked:
     out: Path
     target: float | None
     own: list[str]
+    baseline: str
     best: Path | None
     keep: Path | None
     figures: Path | None
@@ -63,9 +65,9 @@ def report(arguments: Sequence[str]) -> str:
     groups, doubles = grouping.group(runs)
     problems += doubles
     of_groups = [[histories[run.path] for run in group.runs] for group in groups]
-    _check_own(asked.own, groups)
+    _check(asked, groups)
     choices = choice.choose(groups, of_groups) if asked.best else []
-    told = sections.of_runs(groups, of_groups, problems, asked.target, asked.own)
+    told = sections.of_runs(groups, of_groups, problems, asked.target, asked.own, asked.baseline)
     told[:0] = sections.chosen(choices)
     title = "Comparison of runs"
     methods = ", ".join(dict.fromkeys(group.method for group in groups))
@@ -82,7 +84,8 @@ def report(arguments: Sequence[str]) -> str:
     if asked.keep:
         keeping.keep([run for group in groups for run in group.runs], asked.keep)
         written.append(asked.keep)
-    return f"{compare.console_text(groups, problems, own=asked.own)}\n\nwritten: {', '.join(map(str, written))}"
+    text = compare.console_text(groups, problems, asked.baseline, asked.own)
+    return f"{text}\n\nwritten: {', '.join(map(str, written))}"
 
 
 def _write(flag: str, folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -96,13 +99,18 @@ def _write(flag: str, folder: Path, contents: Mapping[str, bytes]) -> None:
         ) from None
 
 
-def _check_own(own: Sequence[str], groups: Sequence[Group]) -> None:
-    if unknown := [key for key in own if not any(key in group.settings for group in groups)]:
-        raise UserError(f"--own={','.join(own)}: no run has an option {', '.join(unknown)}. Write them as train.lr.")
+def _check(asked: _Asked, groups: Sequence[Group]) -> None:
+    if unknown := [key for key in asked.own if not any(key in group.settings for group in groups)]:
+        raise UserError(
+            f"--own={','.join(asked.own)}: no run has an option {', '.join(unknown)}. Write them as train.lr."
+        )
+    known = {name: None for group in groups for name in (group.method, group.label)}
+    if asked.baseline not in (compare.BASELINE, *known):
+        raise UserError(f"--baseline={asked.baseline}: no run is of that. There are: {', '.join(known)}.")
 
 
 def _asked(arguments: Sequence[str]) -> _Asked:
-    given, rest = flags(arguments, ("out", "target", "own", "best", "keep", "figures"))
+    given, rest = flags(arguments, ("out", "target", "own", "baseline", "best", "keep", "figures"))
     folders = [Path(argument) for argument in rest]
     if not folders:
         raise UserError("no runs named. Give run directories, or a folder with some in it; --help says more.")
@@ -112,6 +120,7 @@ def _asked(arguments: Sequence[str]) -> _Asked:
         out=out,
         target=fraction("target", given["target"], 1, 0.9) if "target" in given else None,
         own=given["own"].split(",") if "own" in given else [],
+        baseline=given.get("baseline") or compare.BASELINE,
         best=Path(given["best"]) if "best" in given else None,
         keep=Path(given["keep"]) if "keep" in given else None,
         figures=Path(given["figures"]) if "figures" in given else None,

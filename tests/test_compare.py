@@ -107,6 +107,17 @@ def test_variants_of_the_baseline_are_compared_with_it_as_it_is_by_default(tmp_p
     assert lonely == []
 
 
+def test_all_are_compared_with_a_row_that_is_named(tmp_path) -> None:
+    for weight, mean in ((0.0, 0.5), (1.0, 0.6), (3.0, 0.75)):
+        settings = {"method": {"distillation_weight": weight}, "train": {"lr": 0.1 * (weight + 1)}}
+        write_run(tmp_path / f"v{weight}", accuracy=tuned(mean), settings=settings)
+    write_run(tmp_path / "a", "fedavg", accuracy=tuned(0.25), settings={"train": {"lr": 0.5}})
+    groups = groups_of(*sorted(tmp_path.iterdir()))
+    found, lonely = differences(groups, "fedbsd distillation_weight=0.0 lr=0.1", ["train.lr"])
+    apart = sorted(100 * of.by_stage["head_tuned"].mean for of in found)
+    assert (apart, lonely) == (pytest.approx([-25, 10, 25]), [])
+
+
 def test_every_variant_of_the_baseline_is_compared_with(tmp_path) -> None:
     paths = [
         write_run(tmp_path / "a", "fedavg", accuracy=tuned(0.5)),
@@ -135,7 +146,7 @@ def test_labels_are_the_method_and_what_differs(tmp_path) -> None:
     assert {one.label for one in groups_of(*paths)} == {"fedavg alpha=0.1", "fedavg alpha=0.5", "fedbsd alpha=0.1"}
     # options of one method differ only where that method has two values of them
     paths.append(write_run(tmp_path / "3", "fedbsd", settings={"method": {"weight": 0.0}}))
-    assert "fedbsd alpha=0.1 weight=0.0" in {one.label for one in groups_of(*paths)}
+    assert "fedbsd weight=0.0 alpha=0.1" in {one.label for one in groups_of(*paths)}
 
 
 def test_fields_of_one_name_in_two_sections_are_told_apart(tmp_path) -> None:

@@ -2,11 +2,14 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import torch
 from ranks import federate
 from test_methods import SHORT
+
+from fedbsd_dist.report import report
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -37,3 +40,16 @@ def test_the_method_of_ones_own(tmp_path: Path, monkeypatch) -> None:
     # the mean lags behind, and does not change what is learned
     assert torch.equal(states[0.5]["head"], states[0.0]["head"])
     assert not torch.equal(states[0.5]["head"], states[0.5]["mean_head"])
+
+
+def test_tables_of_kept_records_are_those_that_their_command_makes(tmp_path: Path, monkeypatch) -> None:
+    """Of every such command in the README, all rows of the tables that follow it before the next heading or block."""
+    monkeypatch.chdir(Path(__file__).parents[1])
+    command = r"```sh\npython -m fedbsd_dist\.report (configs/results/[^\n]*)\n```\n(.*?)(?=\n```|\n#|\n\*\*)"
+    found = re.findall(command, README, re.S)
+    assert found
+    for arguments, text in found:
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        assert len(rows) > 4, arguments
+        report([*shlex.split(arguments), f"--out={tmp_path}"])
+        assert {*rows} <= {*(tmp_path / "report.md").read_text().splitlines()}, arguments

@@ -250,6 +250,17 @@ def tried(path: Path, method: str, lr: float, validation: dict[str, float], seed
     write_run(path, method, seed, accuracy=accuracy, received=(0.9, 0.1), validation=validation, settings=settings)
 
 
+def test_another_method_can_be_the_baseline(tmp_path) -> None:
+    for method, mean in (("fedavg", 0.5), ("fedbsd", 0.75), ("fedper", 0.25)):
+        write_run(tmp_path / method, method, accuracy={"received": mean, "head_tuned": mean})
+    report.report([str(tmp_path), "--baseline=fedavg"])
+    markdown = (tmp_path / "report.md").read_text()
+    assert "## Difference to fedavg\n" in markdown
+    assert "| fedper - fedavg | -25.00 | -25.00 | 1 |" in markdown
+    with pytest.raises(UserError, match=r"--baseline=local: no run is of that\. There are: fedbsd, fedavg, fedper"):
+        report.report([str(tmp_path), "--baseline=local"])
+
+
 def test_accuracy_on_validation_samples_stands_beside_where_there_are_some(tmp_path) -> None:
     """Of the better stage, mean over seeds."""
     tried(tmp_path / "a0", "fedbsd", 0.1, {"received": 0.5, "trained": 0.25}, seed=0)
@@ -391,6 +402,7 @@ def test_what_is_kept_of_runs_makes_the_same_report(two_runs, tmp_path) -> None:
     assert (tmp_path / "cut" / "report.html").stat().st_size > 50_000  # with its figures
     size = sum(path.stat().st_size for path in (kept / "fedbsd").iterdir())
     assert size < 12_000 < sum(path.stat().st_size for path in (two_runs / "fedbsd").glob("*.*"))
+    assert str(two_runs) not in "".join(path.read_text() for path in kept.rglob("*.*"))
     # what was kept can be kept again, the same
     report.report([str(kept), f"--out={tmp_path / 'cut'}", f"--keep={tmp_path / 'again'}"])
     for path in kept.rglob("*.*"):

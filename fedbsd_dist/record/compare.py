@@ -32,22 +32,24 @@ class Pair:
 
 def pairs(groups: Sequence[Group], baseline: str = BASELINE, own: Sequence[str] = ()) -> tuple[list[Pair], list[str]]:
     """(every other method and every variant of the baseline with the same settings; labels of those without such).
-    Variants of the baseline are compared with the one whose options are the usual ones, if it is there.
+    `baseline`: a method, whose variants are compared with the one that has its defaults, if it is there; or the label
+    of a group, with which all others are compared.
 
     Options of methods may differ, and so may those of `own`, dotted keys that were chosen for each method by itself.
     """
     bases = [group for group in groups if group.method == baseline]
     usual = [base for base in bases if base.is_usual]
+    bases = bases or [group for group in groups if group.label == baseline]
     found, lonely = [], []
     for one in groups:
-        if one in usual:
+        if one in usual or one.label == baseline:
             continue
         with_these = usual if one.method == baseline else bases
         shared_with = [(base, shared) for base in with_these if (shared := _shared(one, base, own))]
         for base, shared in shared_with:
-            # its name says it where there is no other
+            # its name says it where there is no other, and nothing need be said where all have this one
             name = base.label if len(shared_with) > 1 else baseline
-            found.append(Pair(f"{one.label} - {name}", shared))
+            found.append(Pair(one.label if baseline == base.label != base.method else f"{one.label} - {name}", shared))
         if not shared_with and one.method != baseline:
             lonely.append(one.label)
     return found, lonely

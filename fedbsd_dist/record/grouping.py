@@ -149,9 +149,10 @@ def against(groups: Sequence[Group], key: str) -> list[tuple[str, list[tuple[flo
 
 
 def _label(own: dict[str, str], settings: Sequence[dict[str, str]]) -> str:
-    """What is as usual with the method goes without saying."""
+    """What is as usual with the method goes without saying; its options come first."""
     usual = defaults(own["method.name"])
     keys = [key for key in differing(settings) if key in own and own[key] != usual.get(key)]
+    keys.sort(key=lambda key: (not key.startswith("method."), key))
     names = [key.rpartition(".")[2] for key in keys]
     parts = [f"{name if names.count(name) == 1 else key}={own[key]}" for name, key in zip(names, keys, strict=True)]
     return " ".join([own["method.name"], *parts])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedbsd_dist import dialect
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.record import reading
 from fedbsd_dist.record.directory import CLIENTS, CONFIG, LEDGER, METRICS, PARTITION, SUMMARY, read_lines
@@ -39,9 +40,9 @@ def keep(runs: Sequence[Run], folder: Path) -> None:
 
 
 def cut(path: Path) -> dict[str, str]:
-    """Name -> text: configuration and summary as they are; of every evaluation accuracies, and bytes and seconds since
-    the one before; the digest of who owns which sample; every client in the last evaluation; and what was sent in the
-    first round.
+    """Name -> text: the configuration without what no number depends on, such as where it ran; the summary as it is; of
+    every evaluation accuracies, and bytes and seconds since the one before; the digest of who owns which sample; every
+    client in the last evaluation; and what was sent in the first round.
     """
     lines = _evaluations(read_lines(path / METRICS))
     digest = {"sha256": json.loads(reading.content(path / PARTITION))["sha256"]}
@@ -52,12 +53,21 @@ def cut(path: Path) -> dict[str, str]:
         if line["round"] == sent[0]["round"]
     ]
     return {
-        CONFIG: reading.content(path / CONFIG).decode(),
+        CONFIG: dialect.write(_settings(dialect.parse(reading.content(path / CONFIG).decode()))),
         SUMMARY: reading.content(path / SUMMARY).decode(),
         METRICS: _jsonl(lines),
         PARTITION: json.dumps(digest) + "\n",
         CLIENTS: _last(reading.content(path / CLIENTS).decode()),
         LEDGER: _jsonl(first),
+    }
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {key: value for key, value in of.items() if key not in reading.APART.get(name, ())}
+        if isinstance(of, dict)
+        else of
+        for name, of in config.items()
     }
 
 

@@ -24,10 +24,13 @@ def of_runs(
     problems: Sequence[Problem],
     target: float | None,
     own: Sequence[str] = (),
+    baseline: str = compare.BASELINE,
 ) -> list[Section]:
-    """All of a report. `target`: an accuracy as a fraction; None: 95 % of the best. `own`: as of `compare.pairs`."""
+    """All of a report. `target`: an accuracy as a fraction; None: 95 % of the best. `own` and `baseline`: as of
+    `compare.pairs`.
+    """
     names = grouping.stages(groups)
-    found, lonely = compare.differences(groups, own=own)
+    found, lonely = compare.differences(groups, baseline, own)
     settings = settings_rows(groups)
     sections = [
         Section(
@@ -40,11 +43,11 @@ def of_runs(
         ),
         *_picks(groups),
         Section(
-            f"Difference to {compare.BASELINE}",
-            compare.difference_notes(found, lonely),
+            f"Difference to {baseline}",
+            compare.difference_notes(found, lonely, baseline),
             compare.difference_rows(found, names) if found else (),
         ),
-        *_client_by_client(groups, histories, names, own),
+        *_client_by_client(groups, histories, names, own, baseline),
         *_against_settings(groups),
         _curves(groups, histories),
         _target(groups, histories, target),
@@ -118,9 +121,9 @@ def _picks(groups: Sequence[Group]) -> list[Section]:
 
 
 def _client_by_client(
-    groups: Sequence[Group], histories: Histories, names: Sequence[str], own: Sequence[str]
+    groups: Sequence[Group], histories: Histories, names: Sequence[str], own: Sequence[str], baseline: str
 ) -> list[Section]:
-    found, _ = compare.pairs(groups, own=own)
+    found, _ = compare.pairs(groups, baseline, own)
     by_path = {
         run.path: of
         for group, them in zip(groups, histories, strict=True)
@@ -135,7 +138,7 @@ def _client_by_client(
     rows = client_pairs.rows(found, by_path, names)
     if all(cell == "-" for row in rows[1:] for cell in row[1:]):
         return []
-    return [Section(f"Difference to {compare.BASELINE}, client by client", [note], rows)]
+    return [Section(f"Difference to {baseline}, client by client", [note], rows)]
 
 
 def _curves(groups: Sequence[Group], histories: Histories) -> Section:
