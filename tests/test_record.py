@@ -138,10 +138,10 @@ def test_every_collective_has_its_line(run: Run) -> None:
 
 
 def test_seconds_are_parts_of_the_total(run: Run) -> None:
+    """Each is that of the rank that took longest, so that on a busy machine their sum may be more than the total."""
     for line in [*run.metrics, run.summary]:
         seconds = line["seconds"]
-        assert all(seconds[key] >= 0 for key in SECONDS)
-        assert seconds["training"] + seconds["communication"] + seconds["evaluation"] <= seconds["total"] * 1.05 + 0.05
+        assert all(0 <= seconds[key] <= seconds["total"] * 1.05 + 0.05 for key in SECONDS)
     seconds = run.summary["seconds"]
     assert 0 < seconds["checkpoint"] < 60  # beside the rounds, so in none of them
     for key in SECONDS:
