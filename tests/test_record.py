@@ -148,6 +148,14 @@ def test_seconds_are_parts_of_the_total(run: Run) -> None:
         assert seconds[key] == pytest.approx(sum(line["seconds"][key] for line in run.metrics))
 
 
+def test_seconds_of_one_rank_add_up_to_no_more_than_the_total(tmp_path) -> None:
+    federate(tmp_path / "run", 1, *OPTIONS)
+    alone = Run(tmp_path / "run")
+    for line in [*alone.metrics, alone.summary]:
+        seconds = line["seconds"]
+        assert seconds["training"] + seconds["communication"] + seconds["evaluation"] <= seconds["total"] * 1.05 + 0.05
+
+
 def test_tensorboard_shows_the_metrics_against_the_rounds(run: Run) -> None:
     events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
