@@ -23,7 +23,8 @@ but the seed are one row, and every other method is compared with one of them se
   --target    accuracy from 0 to 1 to which rounds and bytes are counted; 95 % of the best method's, unless given
   --own       options, such as train.lr,train.together, that each method has for itself: methods are compared though
               they differ in them
-  --baseline  what others are compared with: a method, or a row by all of its name; {compare.BASELINE}, unless given
+  --baseline  what others are compared with: a method, or a row by its name, with or without what --own names;
+              {compare.BASELINE}, unless given
   --best      also write what was best for each method on validation samples, to be run with other seeds:
               python -m fedbsd_dist.main CONFIG.yaml FILE seed=[0,1,2]
   --keep      also write the runs, cut down to what this command reads, into a new folder
@@ -62,7 +63,7 @@ def report(arguments: Sequence[str]) -> str:
     problems += damaged
     runs = [run for run in runs if run.path in histories]
     grouping.check_any(runs, problems)
-    groups, doubles = grouping.group(runs)
+    groups, doubles = grouping.group(runs, asked.own)
     problems += doubles
     of_groups = [[histories[run.path] for run in group.runs] for group in groups]
     _check(asked, groups)
@@ -104,7 +105,7 @@ def _check(asked: _Asked, groups: Sequence[Group]) -> None:
         raise UserError(
             f"--own={','.join(asked.own)}: no run has an option {', '.join(unknown)}. Write them as train.lr."
         )
-    known = {name: None for group in groups for name in (group.method, group.label)}
+    known = {name: None for group in groups for name in (group.method, group.name, group.label)}
     if asked.baseline not in (compare.BASELINE, *known):
         raise UserError(f"--baseline={asked.baseline}: no run is of that. There are: {', '.join(known)}.")
 

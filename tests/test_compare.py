@@ -107,13 +107,14 @@ def test_variants_of_the_baseline_are_compared_with_it_as_it_is_by_default(tmp_p
     assert lonely == []
 
 
-def test_all_are_compared_with_a_row_that_is_named(tmp_path) -> None:
+@pytest.mark.parametrize("name", ["fedbsd distillation_weight=0.0 lr=0.1", "fedbsd distillation_weight=0.0"])
+def test_all_are_compared_with_a_row_that_is_named(tmp_path, name) -> None:
     for weight, mean in ((0.0, 0.5), (1.0, 0.6), (3.0, 0.75)):
         settings = {"method": {"distillation_weight": weight}, "train": {"lr": 0.1 * (weight + 1)}}
         write_run(tmp_path / f"v{weight}", accuracy=tuned(mean), settings=settings)
     write_run(tmp_path / "a", "fedavg", accuracy=tuned(0.25), settings={"train": {"lr": 0.5}})
-    groups = groups_of(*sorted(tmp_path.iterdir()))
-    found, lonely = differences(groups, "fedbsd distillation_weight=0.0 lr=0.1", ["train.lr"])
+    groups, _ = group(load(sorted(tmp_path.iterdir()))[0], ["train.lr"])
+    found, lonely = differences(groups, name, ["train.lr"])
     apart = sorted(100 * of.by_stage["head_tuned"].mean for of in found)
     assert (apart, lonely) == (pytest.approx([-25, 10, 25]), [])
 

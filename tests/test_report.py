@@ -337,6 +337,37 @@ def markdown_of(runs: Path, *flags: str) -> str:
     return (runs / "report.md").read_text()
 
 
+def test_several_benchmarks_stand_beside_each_other(tmp_path) -> None:
+    """Each with rates of its own; one method is missing in one of them, and one has two rates in the other."""
+    settings = {"easy": {"alpha": 5.0, "source": "digits"}, "hard": {"alpha": 0.1, "source": "digits"}}
+    means = {("fedbsd", "easy"): (0.9, 0.8), ("fedbsd", "hard"): (0.7, 0.6), ("fedavg", "easy"): (0.6, 0.7)}
+    for (method, name), accuracies in means.items():
+        for seed, mean in enumerate(accuracies):
+            rate = {"easy": 0.1, "hard": 0.5}[name] + (method == "fedavg")
+            path = tmp_path / f"{method}-{name}-{seed}"
+            own = {"data": settings[name], "train": {"lr": rate}}
+            write_run(path, method, seed, accuracy={"received": mean}, settings=own, sha256=name)
+    for name, rate in (("easy", 0.3), ("hard", 0.4)):
+        own = {"data": settings[name], "train": {"lr": rate}}
+        write_run(tmp_path / f"per-{name}", "fedper", accuracy={"received": rate}, settings=own, sha256=name)
+    own = {"data": settings["hard"], "train": {"lr": 0.6}}
+    write_run(tmp_path / "per-again", "fedper", accuracy={"received": 0.2}, settings=own, sha256="hard")
+    report.report([str(tmp_path), "--own=train.lr", f"--out={tmp_path / 'out'}"])
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert (
+        "| method | alpha=0.1 | alpha=5.0 |\n|---|---:|---:|\n"
+        "| fedbsd | 65.00 ± 7.07 | 85.00 ± 7.07 |\n"
+        "| fedper | 40.00 ± - or 20.00 ± - | 30.00 ± - |\n"
+        "| fedavg | - | 65.00 ± 7.07 |\n"
+    ) in text
+    # by seed: -.3 and -.1, and Student's t of one degree of freedom
+    assert (
+        "| difference | alpha=0.1 | alpha=5.0 |\n|---|---:|---:|\n"
+        "| fedper | -30.00 or -50.00 | -60.00 |\n"
+        "| fedavg | - | -20.00 \\[-147.06, +107.06\\] |\n"
+    ) in text
+
+
 def test_clients_are_paired_with_themselves(tmp_path) -> None:
     """p of 8 gains and no loss: 2 / 2^8; clients of one seed are never paired with those of another."""
     for seed, gain in ((0, 0.05), (1, 0.15)):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedbsd_dist.record import reading
 from fedbsd_dist.record.console import table
-from fedbsd_dist.record.grouping import CONFIDENCE, FAIR, Group, Spread, group, load, spread, stages
+from fedbsd_dist.record.grouping import CONFIDENCE, FAIR, Group, Spread, group, is_method, load, spread, stages
 from fedbsd_dist.record.reading import Problem, Run
 from fedbsd_dist.units import size
 
@@ -17,6 +17,7 @@ BASELINE = "fedbsd"
 class Difference:
     """Method - baseline over the seeds that both have, with the same other settings and clients."""
 
+    group: Group
     label: str
     num_seeds: int
     by_stage: dict[str, Spread]
@@ -26,6 +27,7 @@ class Difference:
 class Pair:
     """A method and the baseline: their runs that differ in the method, and in what goes with it, alone."""
 
+    group: Group
     label: str
     runs: list[tuple[Run, Run]]
 
@@ -33,23 +35,25 @@ class Pair:
 def pairs(groups: Sequence[Group], baseline: str = BASELINE, own: Sequence[str] = ()) -> tuple[list[Pair], list[str]]:
     """(every other method and every variant of the baseline with the same settings; labels of those without such).
     `baseline`: a method, whose variants are compared with the one that has its defaults, if it is there; or the label
-    of a group, with which all others are compared.
+    or name of groups, with which all others are compared.
 
     Options of methods may differ, and so may those of `own`, dotted keys that were chosen for each method by itself.
     """
     bases = [group for group in groups if group.method == baseline]
     usual = [base for base in bases if base.is_usual]
-    bases = bases or [group for group in groups if group.label == baseline]
+    bases = bases or [group for group in groups if group.is_called(baseline)]
     found, lonely = [], []
     for one in groups:
-        if one in usual or one.label == baseline:
+        if one in usual or one.is_called(baseline):
             continue
         with_these = usual if one.method == baseline else bases
         shared_with = [(base, shared) for base in with_these if (shared := _shared(one, base, own))]
         for base, shared in shared_with:
             # its name says it where there is no other, and nothing need be said where all have this one
             name = base.label if len(shared_with) > 1 else baseline
-            found.append(Pair(one.label if baseline == base.label != base.method else f"{one.label} - {name}", shared))
+            alone = base.is_called(baseline) and len(shared_with) == 1
+            label = one.label if alone else f"{one.label} - {name}"
+            found.append(Pair(one, label, shared))
         if not shared_with and one.method != baseline:
             lonely.append(one.label)
     return found, lonely
@@ -60,7 +64,7 @@ def differences(
 ) -> tuple[list[Difference], list[str]]:
     """(of every pair; labels of methods that are in none), as `pairs` has them."""
     found, lonely = pairs(groups, baseline, own)
-    return [_difference(pair.label, pair.runs) for pair in found], lonely
+    return [_difference(pair) for pair in found], lonely
 
 
 def _shared(one: Group, base: Group, own: Sequence[str]) -> list[tuple[Run, Run]]:
@@ -77,16 +81,18 @@ def alike(one: Group, other: Group, own: Sequence[str] = ()) -> bool:
 
 
 def _others(group: Group, own: Sequence[str]) -> dict[str, str]:
-    return {key: value for key, value in group.settings.items() if not key.startswith("method.") and key not in own}
+    return {key: value for key, value in group.settings.items() if not is_method(key) and key not in own}
 
 
-def _difference(label: str, pairs: Sequence[tuple[Run, Run]]) -> Difference:
+def _difference(pair: Pair) -> Difference:
     by_stage: dict[str, list[float]] = {}
-    for run, base in pairs:
+    for run, base in pair.runs:
         for stage, of in run.summary.accuracy.items():
             if stage in base.summary.accuracy:
                 by_stage.setdefault(stage, []).append(of.mean - base.summary.accuracy[stage].mean)
-    return Difference(label, len(pairs), {stage: spread(values) for stage, values in by_stage.items()})
+    return Difference(
+        pair.group, pair.label, len(pair.runs), {stage: spread(values) for stage, values in by_stage.items()}
+    )
 
 
 def percent(value: Spread | None, plus_minus: str = "+-") -> str:

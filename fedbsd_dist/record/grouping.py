@@ -25,6 +25,10 @@ class Group:
 
     label: str
     """The method, and what differs between groups."""
+    name: str
+    """The method, and its options that differ, but for what every method has for itself."""
+    benchmark: str
+    """What differs between groups otherwise: `folder alpha=0.5`; of the data alone, where that tells them apart."""
     settings: dict[str, str]
     runs: list[Run]
     """By seed."""
@@ -34,10 +38,14 @@ class Group:
         """Its name."""
         return self.settings["method.name"]
 
+    def is_called(self, name: str) -> bool:
+        """Whether a row was named so; a method's name is that of many rows."""
+        return name in (self.label, self.name) and name != self.method
+
     @property
     def is_usual(self) -> bool:
         """Whether the method has its defaults."""
-        options = {key: value for key, value in self.settings.items() if key.startswith("method.")}
+        options = {key: value for key, value in self.settings.items() if is_method(key)}
         return options.items() <= {"method.name": self.method, **defaults(self.method)}.items()
 
     def accuracy(self, stage: str) -> "Spread | None":
@@ -93,8 +101,10 @@ def check_any(runs: Sequence[Run], problems: Sequence[Problem]) -> None:
         raise UserError("\n".join(["no finished run to compare.", *reading.told(problems)]))
 
 
-def group(runs: Sequence[Run]) -> tuple[list[Group], list[Problem]]:
-    """Groups, the best first; and runs left out because an equal one is there already."""
+def group(runs: Sequence[Run], own: Sequence[str] = ()) -> tuple[list[Group], list[Problem]]:
+    """Groups, the best first; and runs left out because an equal one is there already. `own`: dotted keys of what every
+    method has for itself, such as a learning rate.
+    """
     apart: dict[tuple[tuple[str, str], ...], dict[int, Run]] = {}
     problems = []
     for run in runs:
@@ -103,12 +113,36 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], list[Problem]]:
             problems.append((run.path, f"settings and seed are those of {seeds[run.seed].path}"))
         seeds.setdefault(run.seed, run)
     alike = [dict(settings) for settings in apart]
-    labels = [_label(settings, alike) for settings in alike]
+    names = [{key: value for key, value in of.items() if is_method(key) and key not in own} for of in alike]
+    places = [{key: value for key, value in of.items() if not is_method(key) and key not in own} for of in alike]
     groups = [
-        Group(label, settings, [seeds[seed] for seed in sorted(seeds)])
-        for label, settings, seeds in zip(labels, alike, apart.values(), strict=True)
+        Group(_label(settings, alike), _label(name, names), _benchmark(place, places), settings, _by_seed(seeds))
+        for settings, name, place, seeds in zip(alike, names, places, apart.values(), strict=True)
     ]
     return sorted(groups, key=_order), problems
+
+
+def _by_seed(seeds: dict[int, Run]) -> list[Run]:
+    return [seeds[seed] for seed in sorted(seeds)]
+
+
+def is_method(key: str) -> bool:
+    """Whether a dotted key is an option of the method."""
+    return key.startswith("method.")
+
+
+def _benchmark(place: dict[str, str], places: Sequence[dict[str, str]]) -> str:
+    """Words for themselves, numbers with their option's name."""
+    keys = differing(places)
+    of_data = [key for key in keys if key.startswith("data.")]
+    if len({_values(of, of_data) for of in places}) == len({_values(of, keys) for of in places}):
+        keys = of_data
+    found = [(key.rpartition(".")[2], place[key]) for key in keys if key in place]
+    return " ".join(value if isinstance(dialect.parse(value), str) else f"{key}={value}" for key, value in found)
+
+
+def _values(settings: dict[str, str], keys: Sequence[str]) -> tuple[str | None, ...]:
+    return tuple(settings.get(key) for key in keys)
 
 
 def _order(group: Group) -> tuple[float, str]:
@@ -123,7 +157,7 @@ def differing(settings: Sequence[dict[str, str]]) -> list[str]:
     for key in keys:
         values: dict[str, set[str | None]] = {}
         for of in settings:
-            values.setdefault(of["method.name"] if key.startswith("method.") else "", set()).add(of.get(key))
+            values.setdefault(of["method.name"] if is_method(key) else "", set()).add(of.get(key))
         if any(len(these) > 1 for these in values.values()):
             found.append(key)
     return found
@@ -152,7 +186,7 @@ def _label(own: dict[str, str], settings: Sequence[dict[str, str]]) -> str:
     """What is as usual with the method goes without saying; its options come first."""
     usual = defaults(own["method.name"])
     keys = [key for key in differing(settings) if key in own and own[key] != usual.get(key)]
-    keys.sort(key=lambda key: (not key.startswith("method."), key))
+    keys.sort(key=lambda key: (not is_method(key), key))
     names = [key.rpartition(".")[2] for key in keys]
     parts = [f"{name if names.count(name) == 1 else key}={own[key]}" for name, key in zip(names, keys, strict=True)]
     return " ".join([own["method.name"], *parts])

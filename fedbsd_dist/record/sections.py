@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from fedbsd_dist.evaluation import VALIDATED
-from fedbsd_dist.record import charts, choice, client_pairs, compare, curves, grouping, reading
+from fedbsd_dist.record import charts, choice, client_pairs, compare, curves, glance, grouping, reading
 from fedbsd_dist.record.choice import Choice
-from fedbsd_dist.record.compare import percent
+from fedbsd_dist.record.compare import Difference, percent
 from fedbsd_dist.record.curves import HEAD, RECEIVED, Axis, History
 from fedbsd_dist.record.grouping import FAIR, Group, spread
 from fedbsd_dist.record.page import Figure, Rows, Section
@@ -33,6 +33,7 @@ def of_runs(
     found, lonely = compare.differences(groups, baseline, own)
     settings = settings_rows(groups)
     sections = [
+        *_glance(groups, found, names, baseline),
         Section(
             "Accuracy",
             [
@@ -69,6 +70,19 @@ def of_runs(
     ]
     if problems:
         sections.append(Section("Left out", reading.told(problems)))
+    return sections
+
+
+def _glance(groups: Sequence[Group], found: Sequence[Difference], names: Sequence[str], baseline: str) -> list[Section]:
+    """Nothing where there are not several benchmarks."""
+    note = f"Percent: mean over clients, then mean {PM} sample standard deviation over seeds. A column a benchmark."
+    sections = []
+    for stage in names:
+        if rows := glance.accuracies(groups, stage):
+            sections.append(Section(f"All benchmarks: {stage}", [note], rows))
+        if rows := glance.differences(found, groups, stage):
+            notes = compare.difference_notes(found, [], baseline)
+            sections.append(Section(f"All benchmarks: {stage}, difference to {baseline}", notes, rows))
     return sections
 
 
