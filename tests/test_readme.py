@@ -1,17 +1,20 @@
 """What the README shows runs as it stands there."""
 
+import glob
 import json
 import re
 import shlex
 from pathlib import Path
 
+import pytest
 import torch
 from ranks import federate
 from test_methods import SHORT
 
 from fedbsd_dist.report import report
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def block(containing: str) -> str:
@@ -42,14 +45,20 @@ def test_the_method_of_ones_own(tmp_path: Path, monkeypatch) -> None:
     assert not torch.equal(states[0.5]["head"], states[0.5]["mean_head"])
 
 
-def test_tables_of_kept_records_are_those_that_their_command_makes(tmp_path: Path, monkeypatch) -> None:
-    """Of every such command in the README, all rows of the tables that follow it before the next heading or block."""
-    monkeypatch.chdir(Path(__file__).parents[1])
-    command = r"```sh\npython -m fedbsd_dist\.report (configs/results/[^\n]*)\n```\n(.*?)(?=\n```|\n#|\n\*\*)"
-    found = re.findall(command, README, re.S)
+@pytest.mark.parametrize("path", ["README.md", "configs/results/README.md"])
+def test_tables_of_kept_records_are_those_that_their_command_makes(path, tmp_path, monkeypatch) -> None:
+    """Of every such command, all rows of the tables that follow it before the next heading or block."""
+    monkeypatch.chdir(ROOT)
+    command = r"```sh\npython -m fedbsd_dist\.report (configs/results/[^\n]*)\n```\n(.*?)(?=\n```|\n#|\n\*\*|\Z)"
+    found = re.findall(command, Path(path).read_text(), re.S)
     assert found
     for arguments, text in found:
         rows = [line for line in text.splitlines() if line.startswith("|")]
         assert len(rows) > 4, arguments
-        report([*shlex.split(arguments), f"--out={tmp_path}"])
+        report([*_words(arguments), f"--out={tmp_path}"])
         assert {*rows} <= {*(tmp_path / "report.md").read_text().splitlines()}, arguments
+
+
+def _words(arguments: str) -> list[str]:
+    """As a shell makes them."""
+    return [word for part in shlex.split(arguments) for word in (sorted(glob.glob(part)) or [part])]
