@@ -116,7 +116,7 @@ def _explain(problem: Any, prefix: str, methods: Methods) -> str:
         return f"{key}: unknown option.{_nearest(key, dict(fields(methods)))} --help lists them all."
     if problem["type"] == "model_type":
         return f"{key}={problem['input']}: {key} is a section; write {key}.FIELD=VALUE."
-    message = problem["msg"].removeprefix("Input ")
+    message = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
     if problem["type"] == "bool_type":
         message = "should be a boolean: true or false"
     return f"{key}={problem['input']}: {message}."

@@ -68,6 +68,7 @@ IMPOSSIBLE = {
     "method.name=fedsgd": "fedbsd",
     "method.distillation=none": "logits_kl",
     "method.temperature=0": "0",
+    "method.distillation_teaches=backbone_and_head": "logits_kl",
     "method=fedavg": "method.name=fedavg",
     "train=5": "section",
 }

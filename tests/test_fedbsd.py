@@ -237,10 +237,10 @@ def linear_model() -> SplitModel:
 
 @pytest.fixture(scope="module")
 def after_round_1() -> tuple[Participant, Tensor]:
-    """A client that has learned, and the mean of its backbone and another's."""
+    """A client that has learned, from labels alone, and the mean of its backbone and another's."""
     first, second = Participant(0), Participant(1)
     for client in (first, second):
-        client.learn(method(local_epochs=4))
+        client.learn(method(local_epochs=4, distillation_weight=0.0))
     return first, (first.private["backbone"] + second.private["backbone"]) / 2
 
 

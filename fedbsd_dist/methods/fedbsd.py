@@ -15,7 +15,7 @@ the schedule are reconstructions, hence options.
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,13 +34,13 @@ class Options(MethodOptions):
     """The algorithm."""
     mean: Literal["samples", "plain"] = "plain"
     """Weight of a client in the mean of what crosses: its training samples, or 1 (the paper)."""
-    distillation: Literal["logits_kl", "features_kl", "features_mse", "features_cosine"] = "logits_kl"
-    """L_BSD: KL between softened logits, both through the client's own head, the teacher's side without
-    gradient; or KL, mean squared error, or 1 - cosine between backbone features."""
+    distillation: Literal["logits_kl", "features_kl", "features_mse", "features_cosine"] = "features_mse"
+    """L_BSD: KL, mean squared error, or 1 - cosine between backbone features; or KL between softened logits, both
+    through the client's own head, the teacher's side without gradient."""
     distillation_teaches: Literal["backbone", "backbone_and_head"] = "backbone"
     """What a gradient of `logits_kl` reaches. The head learns from labels alone by default: with its gradient
     through the student's side only, the teacher's logits run ahead with the head, and training was seen to diverge."""
-    distillation_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    distillation_weight: float = Field(3.0, ge=0, allow_inf_nan=False)
     """lambda; 0 is FedPer with a plain mean."""
     temperature: float = Field(4.0, gt=0, allow_inf_nan=False)
     """tau, by which logits or features are divided before the softmax of a KL."""
@@ -55,6 +55,13 @@ class Options(MethodOptions):
     """Backbone and head together, or `head_epochs` of the head and then the backbone, the other fixed."""
     head_epochs: int = Field(1, ge=1)
     """Epochs of the head in schedule `head_then_backbone`; `train.local_epochs` are the backbone's."""
+
+    @field_validator("distillation_teaches")
+    @classmethod
+    def _through_the_head(cls, teaches: str, info: ValidationInfo) -> str:
+        if teaches == "backbone_and_head" and info.data.get("distillation", "logits_kl") != "logits_kl":
+            raise ValueError("no head is part of a distillation of features: set method.distillation=logits_kl as well")
+        return teaches
 
 
 class FedBSD(Method[Options]):

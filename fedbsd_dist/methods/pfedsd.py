@@ -3,7 +3,7 @@
 Local rule: SGD on CE + lam tau^2 KL(teacher || student) of logits softened by tau, from the received model, the
 frozen teacher being the client's model after its last local learning; at its first there is none. Crosses: the whole
 model. Stays: the teacher. Evaluated: the model after local learning (`trained`). Mean weighted by samples. We had no
-text of the paper at hand with its defaults: lam = 1 and tau = 4 are ours, those of `fedbsd`.
+text of the paper at hand with its defaults: lam = 1 and tau = 4 are ours.
 """
 
 from collections.abc import Sequence
