@@ -338,34 +338,39 @@ def markdown_of(runs: Path, *flags: str) -> str:
 
 
 def test_several_benchmarks_stand_beside_each_other(tmp_path) -> None:
-    """Each with rates of its own; one method is missing in one of them, and one has two rates in the other."""
-    settings = {"easy": {"alpha": 5.0, "source": "digits"}, "hard": {"alpha": 0.1, "source": "digits"}}
-    means = {("fedbsd", "easy"): (0.9, 0.8), ("fedbsd", "hard"): (0.7, 0.6), ("fedavg", "easy"): (0.6, 0.7)}
-    for (method, name), accuracies in means.items():
-        for seed, mean in enumerate(accuracies):
-            rate = {"easy": 0.1, "hard": 0.5}[name] + (method == "fedavg")
-            path = tmp_path / f"{method}-{name}-{seed}"
-            own = {"data": settings[name], "train": {"lr": rate}}
-            write_run(path, method, seed, accuracy={"received": mean}, settings=own, sha256=name)
-    for name, rate in (("easy", 0.3), ("hard", 0.4)):
-        own = {"data": settings[name], "train": {"lr": rate}}
-        write_run(tmp_path / f"per-{name}", "fedper", accuracy={"received": rate}, settings=own, sha256=name)
-    own = {"data": settings["hard"], "train": {"lr": 0.6}}
-    write_run(tmp_path / "per-again", "fedper", accuracy={"received": 0.2}, settings=own, sha256="hard")
-    report.report([str(tmp_path), "--own=train.lr", f"--out={tmp_path / 'out'}"])
+    """Each with rates of its own; one method is in one of them alone, and one has two rates in the other."""
+    benchmarks = {"easy": {"alpha": 5.0, "source": "digits"}, "hard": {"alpha": 0.1, "source": "digits"}}
+
+    def write(method: str, benchmark: str, rate: float, *means: float) -> None:
+        for seed, mean in enumerate(means):
+            path = tmp_path / f"{method}-{benchmark}-{rate}-{seed}"
+            settings = {"data": benchmarks[benchmark], "train": {"lr": rate}}
+            write_run(path, method, seed, accuracy={"received": mean}, settings=settings, sha256=benchmark)
+
+    write("fedbsd", "easy", 0.1, 0.9, 0.8)
+    write("fedbsd", "hard", 0.5, 0.7, 0.6)
+    write("fedavg", "easy", 1.1, 0.6, 0.7)
+    write("fedavg", "hard", 0.2, 0.7, 0.7)
+    write("fedper", "easy", 0.3, 0.3)
+    write("fedper", "hard", 0.4, 0.4)
+    write("fedper", "hard", 0.6, 0.2)
+    write("local", "easy", 0.3, 0.5)
+    report.report([str(tmp_path), "--own=train.lr", f"--out={tmp_path / 'out'}", f"--figures={tmp_path / 'figures'}"])
     text = (tmp_path / "out" / "report.md").read_text()
     assert (
         "| method | alpha=0.1 | alpha=5.0 |\n|---|---:|---:|\n"
         "| fedbsd | 65.00 ± 7.07 | 85.00 ± 7.07 |\n"
-        "| fedper | 40.00 ± - or 20.00 ± - | 30.00 ± - |\n"
-        "| fedavg | - | 65.00 ± 7.07 |\n"
+        "| fedavg | 70.00 ± 0.00 | 65.00 ± 7.07 |\n"
+        "| fedper | 40.00 ± - or 20.00 ± - | 30.00 ± - |\n\n"
     ) in text
-    # by seed: -.3 and -.1, and Student's t of one degree of freedom
+    # by seed: 0 and +.1, -.3 and -.1, with Student's t of one degree of freedom
     assert (
         "| difference | alpha=0.1 | alpha=5.0 |\n|---|---:|---:|\n"
-        "| fedper | -30.00 or -50.00 | -60.00 |\n"
-        "| fedavg | - | -20.00 \\[-147.06, +107.06\\] |\n"
+        "| fedavg | +5.00 \\[-58.53, +68.53\\] | -20.00 \\[-147.06, +107.06\\] |\n"
+        "| fedper | -30.00 or -50.00 | -60.00 |\n\n"
     ) in text
+    shown = (tmp_path / "figures" / "all-benchmarks-received-difference-to-fedbsd-1-light.svg").read_text()
+    assert shown.startswith("<?xml")
 
 
 def test_clients_are_paired_with_themselves(tmp_path) -> None:

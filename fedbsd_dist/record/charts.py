@@ -144,6 +144,27 @@ def clients(labels: Sequence[str], accuracies: Sequence[Sequence[float]]) -> Pic
     return _twice(draw, (9.6, 1.1 + max(0.42, 0.18 * max(_lines(labels))) * len(labels)))
 
 
+def intervals(
+    labels: Sequence[str], benchmarks: Mapping[str, Sequence[Sequence[tuple[float, float]]]], x_label: str
+) -> Picture:
+    """A row a label, a panel a benchmark: for each label (mean, half its interval), any number, beside a line at 0."""
+
+    def draw(figure: Any, theme: Theme) -> None:
+        for column, (title, of_labels) in enumerate(benchmarks.items(), 1):
+            axes = _axes(figure, theme, "", "", (1, len(benchmarks), column))
+            axes.axvline(0, color=theme.ink, linewidth=1)
+            for row, of in enumerate(of_labels):
+                for mean, half in of:
+                    axes.errorbar(mean, row, xerr=half, fmt="o", color=theme.colours[0], markersize=5, capsize=3)
+            axes.set_title(_wrapped(title), fontsize=9, color=theme.ink)
+            axes.set_yticks(range(len(labels)), [_wrapped(label) for label in labels])
+            axes.set_ylim(len(labels) - 0.4, -0.6)
+            axes.tick_params(labelleft=column == 1)
+        figure.supxlabel(x_label, color=theme.ink, fontsize=10)
+
+    return _twice(draw, (9.6, 1.2 + max(0.34, 0.18 * max(_lines(labels))) * len(labels)))
+
+
 def exchanged(
     labels: Sequence[str], parts: Mapping[str, Sequence[float]], lines: Sequence[Line], target: float | None
 ) -> Picture:

@@ -78,11 +78,15 @@ def _glance(groups: Sequence[Group], found: Sequence[Difference], names: Sequenc
     note = f"Percent: mean over clients, then mean {PM} sample standard deviation over seeds. A column a benchmark."
     sections = []
     for stage in names:
-        if rows := glance.accuracies(groups, stage):
-            sections.append(Section(f"All benchmarks: {stage}", [note], rows))
-        if rows := glance.differences(found, groups, stage):
+        if cells := glance.accuracies(groups, stage):
+            sections.append(Section(f"All benchmarks: {stage}", [note], glance.accuracy_rows(cells)))
+        if cells := glance.differences(found, stage):
+            title = f"All benchmarks: {stage}, difference to {baseline}"
+            label = f"{stage}: accuracy minus {baseline}'s, percentage points"
+            alt = f"Differences to {baseline} at stage {stage}, with intervals, a panel a benchmark: the table above."
+            figure = Figure(glance.picture(cells, label), alt, "Bars are the intervals of the table.")
             notes = compare.difference_notes(found, [], baseline)
-            sections.append(Section(f"All benchmarks: {stage}, difference to {baseline}", notes, rows))
+            sections.append(Section(title, notes, glance.difference_rows(cells), [figure]))
     return sections
 
 
