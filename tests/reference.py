@@ -155,9 +155,9 @@ class FedPer(Method):
 class FedBSD(FedPer):
     defaults = published(
         mean="plain",
-        distillation="features_mse",
+        distillation="logits_kl",
         distillation_teaches="backbone",
-        distillation_weight=3.0,
+        distillation_weight=0.3,
         temperature=4.0,
         temperature_squared=True,
         student_start="received",

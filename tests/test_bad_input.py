@@ -68,7 +68,6 @@ IMPOSSIBLE = {
     "method.name=fedsgd": "fedbsd",
     "method.distillation=none": "logits_kl",
     "method.temperature=0": "0",
-    "method.distillation_teaches=backbone_and_head": "logits_kl",
     "method=fedavg": "method.name=fedavg",
     "train=5": "section",
 }
@@ -129,6 +128,12 @@ def test_a_file_of_options_in_another_encoding_or_a_directory(tmp_path, capsys) 
     (tmp_path / "latin.yaml").write_bytes("run:\n  dir: \xe9t\xe9\n".encode("latin-1"))
     assert "latin.yaml" in refused(capsys, tmp_path, str(tmp_path / "latin.yaml"), "--check")
     assert "directory" in refused(capsys, tmp_path, str(tmp_path), "--check").lower()
+
+
+def test_a_distillation_of_features_teaches_no_head(tmp_path, capsys) -> None:
+    options = ("method.distillation=features_mse", "method.distillation_teaches=backbone_and_head")
+    message = refused(capsys, tmp_path, *options)
+    assert message.startswith("fedbsd_dist: method.distillation_teaches=backbone_and_head: no head is part of")
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ SMOOTH = (
 NORMALISED = ("model.factory=test_parity:smooth_bn", *SMOOTH[1:])
 CASES = {
     "fedbsd": SMOOTH,
-    "fedbsd logits_kl": (*SMOOTH, "method.distillation=logits_kl", "method.distillation_weight=1.0"),
+    "fedbsd, more of it": (*SMOOTH, "method.distillation_weight=3.0"),
     "fedbsd features_kl": (
         *SMOOTH,
         "method.distillation=features_kl",
@@ -82,17 +82,12 @@ CASES = {
     "fedbsd, own student, head first, two-layer head": (
         *SMOOTH,
         "model.head_layers=2",
-        "method.distillation=logits_kl",
         "method.temperature=2.0",
         "method.student_start=own",
         "method.schedule=head_then_backbone",
         "method.mean=samples",
     ),
-    "fedbsd teaching the head": (
-        *SMOOTH,
-        "method.distillation=logits_kl",
-        "method.distillation_teaches=backbone_and_head",
-    ),
+    "fedbsd teaching the head": (*SMOOTH, "method.distillation_teaches=backbone_and_head"),
     "fedbsd without a private head": (*SMOOTH, "method.private_head=false"),
     "fedbsd mlp": ("model.name=mlp", "train.batch_size=512", "train.lr=0.05"),
     "fedavg": (*SMOOTH, "method.name=fedavg"),

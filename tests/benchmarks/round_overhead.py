@@ -60,9 +60,14 @@ def plain_round(plan: Plan, federation: Federation, number: int, inputs: dict, m
                 logits = module.head(features)
                 loss = F.cross_entropy(logits, y)
                 if options.name == "fedbsd":
+                    head = {name: p.detach() for name, p in module.head.named_parameters()}
                     with torch.no_grad():
-                        target = teacher.backbone(x)
-                    loss = loss + options.distillation_weight * F.mse_loss(features, target)
+                        target = module.head(teacher.backbone(x))
+                    logits = torch.func.functional_call(module.head, head, features)
+                    tau = options.temperature
+                    soft, hard = F.log_softmax(logits / tau, 1), F.log_softmax(target / tau, 1)
+                    divergence = F.kl_div(soft, hard, log_target=True, reduction="batchmean")
+                    loss = loss + options.distillation_weight * tau**2 * divergence
                 loss.backward()
                 optimizer.step()
 
