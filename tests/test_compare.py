@@ -100,9 +100,11 @@ def test_variants_of_the_baseline_are_compared_with_it_as_it_is_by_default(tmp_p
             options = {"method": {**usual["method"], "distillation_weight": weight}}
             path = tmp_path / f"v{weight}{seed}"
             write_run(path, seed=seed, accuracy=tuned(mean + weight / 100), settings=options)
+    write_run(tmp_path / "other", "fedavg", accuracy=tuned(0.5))
     found, lonely = differences(groups_of(*sorted(tmp_path.iterdir())))
     by_label = {of.label: of.by_stage["head_tuned"].mean for of in found}
     expected = {"fedbsd distillation_weight=0.0 - fedbsd": 0.0, "fedbsd distillation_weight=3.0 - fedbsd": 0.03}
+    expected["fedavg - fedbsd"] = -0.1
     assert by_label == pytest.approx(expected)
     assert lonely == []
 

@@ -11,6 +11,7 @@ import torch
 from ranks import federate
 from test_methods import SHORT
 
+from fedbsd_dist.record import charts
 from fedbsd_dist.report import report
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,7 @@ def test_the_method_of_ones_own(tmp_path: Path, monkeypatch) -> None:
 def test_tables_of_kept_records_are_those_that_their_command_makes(path, tmp_path, monkeypatch) -> None:
     """Of every such command, all rows of the tables that follow it before the next heading or block."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(charts, "_svg", lambda *drawing: b"")  # takes long, and no table needs it
     command = r"```sh\npython -m fedbsd_dist\.report (configs/results/[^\n]*)\n```\n(.*?)(?=\n```|\n#|\n\*\*|\Z)"
     found = re.findall(command, Path(path).read_text(), re.S)
     assert found

@@ -339,7 +339,8 @@ def markdown_of(runs: Path, *flags: str) -> str:
 
 def test_several_benchmarks_stand_beside_each_other(tmp_path) -> None:
     """Each with rates of its own; one method is in one of them alone, and one has two rates in the other."""
-    benchmarks = {"easy": {"alpha": 5.0, "source": "digits"}, "hard": {"alpha": 0.1, "source": "digits"}}
+    easy = {"alpha": 5.0, "source": "mnist", "partition": "dirichlet"}
+    benchmarks = {"easy": easy, "hard": {**easy, "alpha": 0.1, "source": "digits"}}
 
     def write(method: str, benchmark: str, rate: float, *means: float) -> None:
         for seed, mean in enumerate(means):
@@ -358,14 +359,14 @@ def test_several_benchmarks_stand_beside_each_other(tmp_path) -> None:
     report.report([str(tmp_path), "--own=train.lr", f"--out={tmp_path / 'out'}", f"--figures={tmp_path / 'figures'}"])
     text = (tmp_path / "out" / "report.md").read_text()
     assert (
-        "| method | alpha=0.1 | alpha=5.0 |\n|---|---:|---:|\n"
+        "| method | digits alpha=0.1 | mnist alpha=5.0 |\n|---|---:|---:|\n"
         "| fedbsd | 65.00 ± 7.07 | 85.00 ± 7.07 |\n"
         "| fedavg | 70.00 ± 0.00 | 65.00 ± 7.07 |\n"
         "| fedper | 40.00 ± - or 20.00 ± - | 30.00 ± - |\n\n"
     ) in text
     # by seed: 0 and +.1, -.3 and -.1, with Student's t of one degree of freedom
     assert (
-        "| difference | alpha=0.1 | alpha=5.0 |\n|---|---:|---:|\n"
+        "| difference | digits alpha=0.1 | mnist alpha=5.0 |\n|---|---:|---:|\n"
         "| fedavg | +5.00 \\[-58.53, +68.53\\] | -20.00 \\[-147.06, +107.06\\] |\n"
         "| fedper | -30.00 or -50.00 | -60.00 |\n\n"
     ) in text

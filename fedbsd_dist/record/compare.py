@@ -34,8 +34,8 @@ class Pair:
 
 def pairs(groups: Sequence[Group], baseline: str = BASELINE, own: Sequence[str] = ()) -> tuple[list[Pair], list[str]]:
     """(every other method and every variant of the baseline with the same settings; labels of those without such).
-    `baseline`: a method, whose variants are compared with the one that has its defaults, if it is there; or the label
-    or name of groups, with which all others are compared.
+    `baseline`: a method, of which all are compared with the one that has its defaults, if it is there; or the label or
+    name of groups, with which all others are compared.
 
     Options of methods may differ, and so may those of `own`, dotted keys that were chosen for each method by itself.
     """
@@ -48,6 +48,7 @@ def pairs(groups: Sequence[Group], baseline: str = BASELINE, own: Sequence[str] 
             continue
         with_these = usual if one.method == baseline else bases
         shared_with = [(base, shared) for base in with_these if (shared := _shared(one, base, own))]
+        shared_with = [pair for pair in shared_with if pair[0] in usual] or shared_with
         for base, shared in shared_with:
             # its name says it where there is no other, and nothing need be said where all have this one
             name = base.label if len(shared_with) > 1 else baseline

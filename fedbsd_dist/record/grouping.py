@@ -132,13 +132,14 @@ def is_method(key: str) -> bool:
 
 
 def _benchmark(place: dict[str, str], places: Sequence[dict[str, str]]) -> str:
-    """Words for themselves, numbers with their option's name."""
+    """Words for themselves, the source first; then numbers with their option's name."""
     keys = differing(places)
     of_data = [key for key in keys if key.startswith("data.")]
     if len({_values(of, of_data) for of in places}) == len({_values(of, keys) for of in places}):
         keys = of_data
-    found = [(key.rpartition(".")[2], place[key]) for key in keys if key in place]
-    return " ".join(value if isinstance(dialect.parse(value), str) else f"{key}={value}" for key, value in found)
+    words = {key: isinstance(dialect.parse(place[key]), str) for key in keys if key in place}
+    ordered = sorted(words, key=lambda key: (not words[key], key != "data.source"))
+    return " ".join(place[key] if words[key] else f"{key.rpartition('.')[2]}={place[key]}" for key in ordered)
 
 
 def _values(settings: dict[str, str], keys: Sequence[str]) -> tuple[str | None, ...]:
