@@ -9,7 +9,7 @@ from fedbsd_dist import dialect
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.record import curves
 from fedbsd_dist.record.curves import History
-from fedbsd_dist.record.grouping import Group, defaults, differing
+from fedbsd_dist.record.grouping import Group, defaults, differing, is_method
 
 TRIED = ("method.", "train.")
 """Beginnings of options that may be chosen; runs that differ in others had other data, clients or models."""
@@ -35,7 +35,7 @@ def choose(groups: Sequence[Group], histories: Sequence[Sequence[History]]) -> l
     Groups that lack a seed, for it diverged, are no choice. Raises UserError for runs without validation samples, and
     for runs of a method that differ in more than what can be chosen.
     """
-    apart = [key for key in differing([group.settings for group in groups]) if not key.startswith("method.")]
+    apart = [key for key in differing([group.settings for group in groups]) if not is_method(key)]
     tried: dict[str, list[tuple[float, Group]]] = {}
     for group, of in zip(groups, histories, strict=True):
         tried.setdefault(group.method, []).append((_validation(group, of), group))
@@ -71,7 +71,7 @@ def _choice(method: str, found: Sequence[tuple[float, Group]], apart: Sequence[s
     chosen = {
         key: value
         for key, value in best.settings.items()
-        if key in keys or key in apart or (key.startswith("method.") and value != usual.get(key))
+        if key in keys or key in apart or (is_method(key) and value != usual.get(key))
     }
     del chosen["method.name"]
     return Choice(method, chosen, accuracy, len(found), [key for key in keys if _at_edge(key, best.settings, settings)])

@@ -207,7 +207,7 @@ def _against_settings(groups: Sequence[Group]) -> list[Section]:
     """
     sections = []
     for key in grouping.differing([group.settings for group in groups]):
-        ablation = [] if key.startswith("method.") else grouping.against(groups, key)
+        ablation = [] if grouping.is_method(key) else grouping.against(groups, key)
         if max((len(found) for _, found in ablation), default=0) < 3:
             continue
         ticks = sorted({value for _, found in ablation for value, _ in found})
@@ -309,5 +309,5 @@ def common_rows(groups: Sequence[Group]) -> Rows:
     for group in groups:
         for key, value in group.settings.items():
             if key not in differ:
-                rows[f"{key} ({group.method})" if key.startswith("method.") else key] = value
+                rows[f"{key} ({group.method})" if grouping.is_method(key) else key] = value
     return [["setting", "value"], *([key, value or "''"] for key, value in rows.items())]
