@@ -394,7 +394,7 @@ def test_clients_that_are_all_alike_differ_by_chance(tmp_path) -> None:
 def test_a_setting_with_three_values_has_a_table_and_a_figure(tmp_path) -> None:
     for alpha, value in ((0.1, 0.5), (0.5, 0.6), (5.0, 0.7)):
         for seed in (0, 1):
-            accuracy = {"received": value + 0.1 * seed}
+            accuracy = {"received": value + 0.1 * seed, "trained": value}
             at = {"settings": {"data": {"alpha": alpha}}, "accuracy": accuracy}
             write_run(tmp_path / f"b{alpha}-{seed}", "fedbsd", seed, **at)
             if alpha < 1:
@@ -403,8 +403,10 @@ def test_a_setting_with_three_values_has_a_table_and_a_figure(tmp_path) -> None:
     assert "| runs | 0.1 | 0.5 | 5 |" in markdown
     assert "| fedbsd | 55.00 ± 7.07 | 65.00 ± 7.07 | 75.00 ± 7.07 |" in markdown
     assert "| fedavg | 55.00 ± 7.07 | 65.00 ± 7.07 | - |" in markdown
+    assert "| fedbsd | 50.00 ± 0.00 | 60.00 ± 0.00 | 70.00 ± 0.00 |" in markdown
     shown = Page((tmp_path / "report.html").read_text())
-    assert [image["alt"] for image in shown.of("img") if "against data.alpha" in image["alt"]]
+    drawn = [image["alt"] for image in shown.of("img") if "against data.alpha" in image["alt"]]
+    assert [alt.split()[3] for alt in drawn] == ["received", "trained"]
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,9 @@ class Line:
     band: Sequence[float] | None
 
 
-def curves(lines: Sequence[Line], x_label: str, *, ticks: Sequence[float] = ()) -> Picture:
-    """Accuracy against what it took. Names stand beside the axes, in the order of `lines`, or many below them. `ticks`:
-    the positive values of a setting, on a logarithmic axis.
+def curves(lines: Sequence[Line], x_label: str, *, stage: str = "received", ticks: Sequence[float] = ()) -> Picture:
+    """Accuracy of a stage against what it took. Names stand beside the axes, in the order of `lines`, or many below
+    them. `ticks`: the positive values of a setting, on a logarithmic axis.
     """
     beside = sum(_lines([line.label for line in lines]))
     place: dict[str, Any] = {"loc": "outside right upper"}
@@ -75,7 +75,7 @@ def curves(lines: Sequence[Line], x_label: str, *, ticks: Sequence[float] = ()) 
         height = 4.6 + 0.2 * beside / 3
 
     def draw(figure: Any, theme: Theme) -> None:
-        axes = _axes(figure, theme, x_label, "accuracy, received (%)")
+        axes = _axes(figure, theme, x_label, f"accuracy, {stage} (%)")
         for number, line in enumerate(lines):
             style = _style(theme, number)
             axes.plot(line.x, line.y, **style, label=_wrapped(line.label), markevery=max(1, len(line.x) // 12))

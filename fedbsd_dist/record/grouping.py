@@ -170,14 +170,14 @@ def defaults(method: str) -> dict[str, str]:
     return {f"method.{key}": dialect.inline(field.default) for key, field in known.items() if key != "name"}
 
 
-def against(groups: Sequence[Group], key: str) -> list[tuple[str, list[tuple[float, Spread]]]]:
-    """For groups that differ in nothing but `key`: what they have in common, and (its value, accuracy as received),
+def against(groups: Sequence[Group], key: str, stage: str) -> list[tuple[str, list[tuple[float, Spread]]]]:
+    """For groups that differ in nothing but `key`: what they have in common, and (its value, accuracy of the stage),
     ascending. Values that are no positive numbers are left out.
     """
     found: dict[str, dict[float, Spread]] = {}
     rest = [{name: value for name, value in group.settings.items() if name != key} for group in groups]
     for group, others in zip(groups, rest, strict=True):
-        value, accuracy = dialect.parse(group.settings.get(key, "")), group.accuracy("received")
+        value, accuracy = dialect.parse(group.settings.get(key, "")), group.accuracy(stage)
         if type(value) in (int, float) and value > 0 and accuracy:
             found.setdefault(_label(others, rest), {})[value] = accuracy
     return [(label, sorted(of.items())) for label, of in found.items()]

@@ -8,7 +8,7 @@ from fedbsd_dist.record import charts, choice, client_pairs, compare, curves, gl
 from fedbsd_dist.record.choice import Choice
 from fedbsd_dist.record.compare import Difference, percent
 from fedbsd_dist.record.curves import HEAD, RECEIVED, Axis, History
-from fedbsd_dist.record.grouping import FAIR, Group, spread
+from fedbsd_dist.record.grouping import FAIR, Group, Spread, spread
 from fedbsd_dist.record.page import Figure, Rows, Section
 from fedbsd_dist.record.reading import Problem
 from fedbsd_dist.units import size
@@ -205,31 +205,38 @@ def _against_settings(groups: Sequence[Group]) -> list[Section]:
     """Accuracy against every setting, but a method's own, that some runs have at three positive values or more while
     all else is the same.
     """
-    sections = []
-    for key in grouping.differing([group.settings for group in groups]):
-        ablation = [] if grouping.is_method(key) else grouping.against(groups, key)
-        if max((len(found) for _, found in ablation), default=0) < 3:
-            continue
-        ticks = sorted({value for _, found in ablation for value, _ in found})
-        lines = [
-            charts.Line(
-                label,
-                [value for value, _ in found],
-                [100 * accuracy.mean for _, accuracy in found],
-                [100 * (accuracy.std or 0) for _, accuracy in found],
-            )
-            for label, found in ablation
-        ]
-        caption = f"A point is a row of the table above; bands: {PM} one sample standard deviation over seeds."
-        alt = f"Accuracy of stage {RECEIVED} against {key}, a line for runs that differ in nothing else."
-        figure = Figure(charts.curves(lines, key, ticks=ticks), alt, caption)
-        rows = [["runs", *(f"{value:g}" for value in ticks)]]
-        for label, found in ablation:
-            at = dict(found)
-            rows.append([label, *(percent(at.get(value), PM) for value in ticks)])
-        note = f"Stage {RECEIVED} in percent, after the last round, mean {PM} sample standard deviation over seeds."
-        sections.append(Section(f"Against {key}", [note], rows, [figure]))
-    return sections
+    keys = grouping.differing([group.settings for group in groups])
+    found = [
+        _against(key, stage, grouping.against(groups, key, stage))
+        for key in keys
+        if not grouping.is_method(key)
+        for stage in VALIDATED
+    ]
+    return [section for section in found if section]
+
+
+def _against(key: str, stage: str, ablation: Sequence[tuple[str, list[tuple[float, Spread]]]]) -> Section | None:
+    if max((len(found) for _, found in ablation), default=0) < 3:
+        return None
+    ticks = sorted({value for _, found in ablation for value, _ in found})
+    lines = [
+        charts.Line(
+            label,
+            [value for value, _ in found],
+            [100 * accuracy.mean for _, accuracy in found],
+            [100 * (accuracy.std or 0) for _, accuracy in found],
+        )
+        for label, found in ablation
+    ]
+    caption = f"A point is a row of the table above; bands: {PM} one sample standard deviation over seeds."
+    alt = f"Accuracy of stage {stage} against {key}, a line for runs that differ in nothing else."
+    figure = Figure(charts.curves(lines, key, stage=stage, ticks=ticks), alt, caption)
+    rows = [["runs", *(f"{value:g}" for value in ticks)]]
+    for label, found in ablation:
+        at = dict(found)
+        rows.append([label, *(percent(at.get(value), PM) for value in ticks)])
+    note = f"Stage {stage} in percent, after the last round, mean {PM} sample standard deviation over seeds."
+    return Section(f"Against {key}: {stage}", [note], rows, [figure])
 
 
 def _target(groups: Sequence[Group], histories: Histories, target: float | None) -> Section:
