@@ -13,6 +13,7 @@ from fedbsd_dist.config import Augment, Train
 from fedbsd_dist.data.shards import Shard
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.models.flat import PARAMETERS, FlatModel, frozen, snapshot
+from fedbsd_dist.models.precision import as_in_learning
 from fedbsd_dist.optimizer import SGD, Correct
 from fedbsd_dist.phases import Phases
 from fedbsd_dist.randomness import named_seed
@@ -100,7 +101,7 @@ class Turn:
 
     def _timed(self, teacher: Teacher) -> Teacher:
         def asked(images: Tensor) -> Tensor:
-            with self.phases("distil"):
+            with self.phases("distil"), as_in_learning():
                 return ask(teacher, images)
 
         return asked
@@ -121,7 +122,10 @@ class Turn:
         """What `module`, a part of the live model, says as it is now of every training image, in evaluation mode:
         said once [n, ...], or where images differ each time by a copy of the module, which can be asked.
         """
-        return snapshot(module) if self.augments else self._features(module)
+        if self.augments:
+            return snapshot(module)
+        with as_in_learning():
+            return self._features(module)
 
     def _features(self, module: nn.Module) -> Tensor:
         with self.phases("distil"):
@@ -169,7 +173,6 @@ class Turn:
         `listen` gives of the backbone, where `augmented`, else [n, ...].
         """
         module = self.model.module
-        augmented = augmented and self.augments
         if features is None:
             features = self.listen(module.backbone) if augmented else self._features(module.backbone)
 
@@ -179,7 +182,7 @@ class Turn:
             return classification, [classification]
 
         if epochs:
-            rows = () if augmented else (self.labels,)
+            rows = () if augmented and self.augments else (self.labels,)
             self.sgd(loss, rows, parts=["head"], epochs=epochs, purpose=purpose, teachers=[features])
 
     def test(self, *, validation: bool = False) -> Tensor:

@@ -186,8 +186,9 @@ class Train(Section):
     participation: float = Field(0.2, gt=0, le=1)
     """Fraction of the clients drawn for a round's cohort, at least one client."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of local learning: `bfloat16` has convolutions, on a GPU linear layers too, computed in it (autocast), and is
-    faster where the hardware has it: GPUs, and CPUs with AMX. State, losses, sums and tests stay float32."""
+    """Of local learning: `bfloat16` has convolutions, on a GPU linear layers too, computed in it (autocast), those of
+    teachers and frozen backbones as well, and is faster where the hardware has it: GPUs, and CPUs with AMX. State,
+    losses, sums and tests stay float32."""
     cuda_graphs: bool = True
     """On a GPU, steps are captured and replayed, one launch each. It needs models and methods whose step is nothing but
     operations on tensors; false: where your own one does other things in it, or waits for the GPU."""

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from ranks import federate, run_ranks, states
 from test_federation import build
@@ -68,6 +69,36 @@ def test_losses_and_state_are_float32():
     dtypes, kept, left_on = run_ranks(1, _dtypes)[0]
     assert dtypes == kept == {torch.float32}
     assert not left_on
+
+
+def _listening(world: World, flip: bool) -> tuple[dict[str, set[bool]], bool]:
+    """What a convolution of the backbone was computed in, by who asked; and whether the teacher of a step says to the
+    bit what its student says before the first one.
+    """
+    federation = build(world, "method.name=fedbsd", LOW, f"augment.flip={str(flip).lower()}", "train.batch_size=64")
+    turn = federation.receive(1, 1)
+    backbone = turn.model.module.backbone
+    low: set[bool] = set()
+    backbone.conv1.register_forward_pre_hook(lambda *_: low.add(torch.is_autocast_enabled("cpu")))
+    found = {}
+    for name, asking in {
+        "teacher": lambda: [*turn.batches(epochs=1, teachers=[turn.listen(backbone)])],
+        "head": lambda: turn.tune_head(1, augmented=True),
+        "head at test time": lambda: turn.tune_head(1),
+        "test": turn.test,
+    }.items():
+        low.clear()
+        asking()
+        found[name] = {*low}
+    images, _, teacher = next(turn.batches(epochs=1, teachers=[turn.listen(backbone)]))
+    return found, bool((teacher - backbone.train()(images)).abs().max() < 1e-6)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_what_is_learned_from_is_computed_as_learning_is_and_tests_are_not(flip):
+    found, same = run_ranks(1, _listening, flip)[0]
+    assert found == {"teacher": {True}, "head": {True}, "head at test time": {False}, "test": {False}}
+    assert same
 
 
 def test_accuracy_is_near_that_of_float32_and_any_ranks_give_the_same_bits(tmp_path: Path):

@@ -1,5 +1,8 @@
 """Learning in bfloat16, wherever a method calls the model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -10,11 +13,24 @@ from fedbsd_dist.models.split import SplitModel
 
 CONTEXT = "autocast"
 """Attribute of a module while its forward pass is on."""
+_LISTENING = ContextVar("listening", default=False)
+
+
+@contextmanager
+def as_in_learning() -> Iterator[None]:
+    """What a model says inside is for learning from, though it is in evaluation mode: a teacher computes as its student
+    does, so that the two differ in nothing before the student's first step.
+    """
+    token = _LISTENING.set(True)
+    try:
+        yield
+    finally:
+        _LISTENING.reset(token)
 
 
 def learn_in_bfloat16(model: SplitModel, device: torch.device) -> None:
-    """Have both parts of the model compute by autocast in training mode, and give float32 always: losses are not to be
-    computed in less, and tests are not in training mode.
+    """Have both parts of the model compute by autocast in training mode and where it says `as_in_learning`, and give
+    float32 always: losses are not to be computed in less, and tests are neither.
 
     On a CPU linear layers stay float32: at the batches of this field, to round their weights costs more than it saves
     (a step of `mlp` at batch 50 took 1.3 times as long, one of `cnn` at batch 10 1.1 times).
@@ -24,7 +40,8 @@ def learn_in_bfloat16(model: SplitModel, device: torch.device) -> None:
         low |= dict.fromkeys((layer for layer in model.modules() if isinstance(layer, nn.Linear)), False)
 
     def begin(low: bool, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        context = torch.autocast(device.type, torch.bfloat16, enabled=low and module.training)
+        learning = module.training or _LISTENING.get()
+        context = torch.autocast(device.type, torch.bfloat16, enabled=low and learning)
         context.__enter__()
         setattr(module, CONTEXT, context)
         return inputs if low else tuple(value.float() for value in inputs)
