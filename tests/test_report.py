@@ -359,14 +359,14 @@ def test_several_benchmarks_stand_beside_each_other(tmp_path) -> None:
     report.report([str(tmp_path), "--own=train.lr", f"--out={tmp_path / 'out'}", f"--figures={tmp_path / 'figures'}"])
     text = (tmp_path / "out" / "report.md").read_text()
     assert (
-        "| method | digits alpha=0.1 | mnist alpha=5.0 |\n|---|---:|---:|\n"
+        "| method | digits | mnist |\n|---|---:|---:|\n"
         "| fedbsd | 65.00 ± 7.07 | 85.00 ± 7.07 |\n"
         "| fedavg | 70.00 ± 0.00 | 65.00 ± 7.07 |\n"
         "| fedper | 40.00 ± - or 20.00 ± - | 30.00 ± - |\n\n"
     ) in text
     # by seed: 0 and +.1, -.3 and -.1, with Student's t of one degree of freedom
     assert (
-        "| difference | digits alpha=0.1 | mnist alpha=5.0 |\n|---|---:|---:|\n"
+        "| difference | digits | mnist |\n|---|---:|---:|\n"
         "| fedavg | +5.00 \\[-58.53, +68.53\\] | -20.00 \\[-147.06, +107.06\\] |\n"
         "| fedper | -30.00 or -50.00 | -60.00 |\n\n"
     ) in text
@@ -389,6 +389,16 @@ def test_clients_that_are_all_alike_differ_by_chance(tmp_path) -> None:
     write_run(tmp_path / "a", "fedavg")
     write_run(tmp_path / "b", "fedbsd")
     assert "+0.00 (0 : 0 : 2), p = 1.0000" in markdown_of(tmp_path)
+
+
+def test_a_benchmark_is_called_by_what_tells_it_apart(tmp_path) -> None:
+    """Here the number of channels goes with the source, and says nothing new."""
+    places = {"a": ("mnist", 1, 0.1, 5), "b": ("digits", 3, 0.1, 5), "c": ("digits", 3, 0.5, 9)}
+    for name, values in places.items():
+        settings = {"data": dict(zip(("source", "channels", "alpha", "num_clients"), values, strict=True))}
+        for method in ("fedavg", "fedbsd"):
+            write_run(tmp_path / f"{method}{name}", method, settings=settings, sha256=name)
+    assert "| method | digits alpha=0.1 | digits alpha=0.5 | mnist alpha=0.1 |" in markdown_of(tmp_path)
 
 
 def test_a_setting_with_three_values_has_a_table_and_a_figure(tmp_path) -> None:

@@ -132,18 +132,22 @@ def is_method(key: str) -> bool:
 
 
 def _benchmark(place: dict[str, str], places: Sequence[dict[str, str]]) -> str:
-    """Words for themselves, the source first; then numbers with their option's name."""
+    """Words, the source first; then, with the name of their option, such numbers as tell further ones apart."""
     keys = differing(places)
     of_data = [key for key in keys if key.startswith("data.")]
-    if len({_values(of, of_data) for of in places}) == len({_values(of, keys) for of in places}):
+    if _kinds(places, of_data) == _kinds(places, keys):
         keys = of_data
-    words = {key: isinstance(dialect.parse(place[key]), str) for key in keys if key in place}
-    ordered = sorted(words, key=lambda key: (not words[key], key != "data.source"))
-    return " ".join(place[key] if words[key] else f"{key.rpartition('.')[2]}={place[key]}" for key in ordered)
+    words = [key for key in keys if isinstance(dialect.parse(place.get(key, "0")), str)]
+    shown = sorted(words, key=lambda key: key != "data.source")
+    for key in keys:
+        if key in place and key not in words and _kinds(places, [*shown, key]) > _kinds(places, shown):
+            shown.append(key)
+    return " ".join(place[key] if key in words else f"{key.rpartition('.')[2]}={place[key]}" for key in shown)
 
 
-def _values(settings: dict[str, str], keys: Sequence[str]) -> tuple[str | None, ...]:
-    return tuple(settings.get(key) for key in keys)
+def _kinds(settings: Sequence[dict[str, str]], keys: Sequence[str]) -> int:
+    """How many the keys tell apart."""
+    return len({tuple(of.get(key) for key in keys) for of in settings})
 
 
 def _order(group: Group) -> tuple[float, str]:
