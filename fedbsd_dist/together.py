@@ -21,7 +21,6 @@ from fedbsd_dist.client import Loss, Turn
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.models.flat import PARAMETERS, FlatModel, snapshot
 from fedbsd_dist.models.networks import Shape
-from fedbsd_dist.models.precision import as_in_learning
 from fedbsd_dist.optimizer import SGD, Correct
 from fedbsd_dist.stacked import Losses, Stacked, is_common
 
@@ -107,8 +106,7 @@ class Turns(Turn):
     def listen(self, module: nn.Module) -> Tensor | Teacher:
         """As of one client. What can be asked takes images [num_clients, m, c, h, w], of the first so many clients."""
         if not self.augments:
-            with as_in_learning():
-                return self._features(module)
+            return super().listen(module)
         twin, values = snapshot(module), self.model.of(module)
         if all(map(is_common, values.values())):
             return lambda images: ask(twin, images.flatten(0, 1)).unflatten(0, images.shape[:2])

@@ -72,8 +72,8 @@ def test_losses_and_state_are_float32():
 
 
 def _listening(world: World, flip: bool) -> tuple[dict[str, set[bool]], bool]:
-    """What a convolution of the backbone was computed in, by who asked; and whether the teacher of a step says to the
-    bit what its student says before the first one.
+    """What a convolution of the backbone was computed in, by who asked; and whether the teacher of a step says what
+    its student says before the first one, but for the rounding of other batches.
     """
     federation = build(world, "method.name=fedbsd", LOW, f"augment.flip={str(flip).lower()}", "train.batch_size=64")
     turn = federation.receive(1, 1)
