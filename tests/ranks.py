@@ -15,7 +15,7 @@ from fedbsd_dist.wire.world import World
 # the fork server imports with PYTHONPATH alone: some Pythons do not hand it sys.path
 os.environ["PYTHONPATH"] = os.pathsep.join(str(path) for path in (Path(__file__).parent, Path(__file__).parents[1]))
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["fedbsd_dist.main", "ranks", "pytest"])
+_CONTEXT.set_forkserver_preload(["fedbsd_dist.main", "ranks", "pytest", "torch.utils.tensorboard"])
 TIMEOUT = 120
 """Seconds for all ranks of one call."""
 

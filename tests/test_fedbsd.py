@@ -32,6 +32,7 @@ tau squared = 16, with room."""
 SHORT = (
     "model.name=mlp",
     "train.rounds=2",
+    "train.local_epochs=1",
     "train.batch_size=256",
     "train.lr=0.05",
     "train.participation=0.5",

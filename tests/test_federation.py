@@ -25,6 +25,7 @@ SHORT = (
     "run.device=cpu",
     "data.num_clients=6",
     "train.rounds=4",
+    "train.local_epochs=1",
     "train.participation=1.0",
     "train.batch_size=64",
     "train.lr=0.01",

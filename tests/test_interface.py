@@ -21,6 +21,7 @@ from fedbsd_dist.wire.world import meet
 
 SHORT = (
     "train.rounds=2",
+    "train.local_epochs=1",
     "train.batch_size=64",
     "train.participation=0.5",
     "model.name=mlp",

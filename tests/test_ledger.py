@@ -66,7 +66,8 @@ def read(path: Path) -> list[dict]:
 def test_every_collective_of_a_run_has_its_line(tmp_path, size, options, groups):
     arguments = [
         f"run.dir={tmp_path / 'run'}",
-        *("train.rounds=3", "train.batch_size=64", "train.participation=0.5", "evaluate.every=2"),
+        *("train.rounds=3", "train.local_epochs=1", "train.batch_size=64", "train.participation=0.5"),
+        "evaluate.every=2",
         *("evaluate.head_epochs=1", "data.num_clients=6", "checkpoint.every=2", "run.device=cpu", *options),
     ]
     assert {"all_reduce", "broadcast", "all_gather", "reduce_scatter_tensor", "send", "barrier"} <= set(COLLECTIVES)

@@ -248,7 +248,14 @@ def test_the_slowest_is_the_median_of_draws(count):
     assert slowest([CLIENT], count) == CLIENT
 
 
-SHORT = ("train.rounds=3", "data.num_clients=6", "train.participation=0.5", "model.name=mlp", "train.batch_size=64")
+SHORT = (
+    "train.rounds=3",
+    "train.local_epochs=1",
+    "data.num_clients=6",
+    "train.participation=0.5",
+    "model.name=mlp",
+    "train.batch_size=64",
+)
 SHORT += ("evaluate.head_epochs=1", "fault.dropout=0.3", "fault.deadline=1.5", "seed=2")
 
 

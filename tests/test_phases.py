@@ -29,6 +29,7 @@ from fedbsd_dist.wire.world import World
 
 OPTIONS = (
     "train.rounds=3",
+    "train.local_epochs=1",
     "train.batch_size=256",
     "train.participation=1.0",
     "model.name=mlp",

@@ -60,7 +60,14 @@ def test_what_is_printed_of_the_digits(shown) -> None:
 
 def test_the_manifest_is_the_one_of_the_run(shown, tmp_path) -> None:
     _, folder = shown
-    run = ("train.rounds=1", "evaluate.head_epochs=0", "model.name=mlp", "train.batch_size=64", "checkpoint.every=0")
+    run = (
+        "train.rounds=1",
+        "train.local_epochs=1",
+        "evaluate.head_epochs=0",
+        "model.name=mlp",
+        "train.batch_size=64",
+        "checkpoint.every=0",
+    )
     assert alone(*OF_DIGITS, *run, f"run.dir={tmp_path}/run") == 0
     assert (folder / "partition.json").read_bytes() == (tmp_path / "run/partition.json").read_bytes()
     again = make_plan(load([f"data.manifest={folder}/partition.json"], OPTIONS), meet())
@@ -147,7 +154,14 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(folder: str, mo
 
 def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONIOENCODING": "ascii"}
-    run = ("train.rounds=1", "evaluate.head_epochs=0", "model.name=mlp", "checkpoint.every=0", "data.num_clients=2")
+    run = (
+        "train.rounds=1",
+        "train.local_epochs=1",
+        "evaluate.head_epochs=0",
+        "model.name=mlp",
+        "checkpoint.every=0",
+        "data.num_clients=2",
+    )
     commands = [
         (["fedbsd_dist.data", "--preview=größe", "data.num_clients=4"], 0, r"written: gr\xf6\xdfe/partition.json"),
         (["fedbsd_dist.main", *run, "run.dir=größe/run"], 0, r"gr\xf6\xdfe/run"),

@@ -19,7 +19,14 @@ from fedbsd_dist.randomness import generator
 from fedbsd_dist.wire.world import World
 
 STORES = ("device", "host", "mmap")
-ROUNDS = ["train.rounds=4", "train.participation=0.3", "checkpoint.every=1", "checkpoint.keep=4", "evaluate.every=0"]
+ROUNDS = [
+    "train.rounds=4",
+    "train.local_epochs=1",
+    "train.participation=0.3",
+    "checkpoint.every=1",
+    "checkpoint.keep=4",
+    "evaluate.every=0",
+]
 DITTO = ["method.name=ditto", "wire.sum=exact"]
 START = {"head": torch.tensor([1.0, 2.0]), "statistics": torch.tensor([3.0])}
 

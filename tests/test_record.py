@@ -18,6 +18,7 @@ from fedbsd_dist.record.console import duration, size
 ROUNDS, CLIENTS, COHORT = 4, 6, 3
 OPTIONS = (
     f"train.rounds={ROUNDS}",
+    "train.local_epochs=1",
     f"data.num_clients={CLIENTS}",
     "train.participation=0.5",
     "train.batch_size=64",

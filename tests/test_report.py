@@ -433,7 +433,14 @@ def test_what_each_method_has_for_itself_is_no_ablation(tmp_path, rates) -> None
 def two_runs(tmp_path_factory) -> Path:
     """Real ones, of two methods, with validation samples; not to be changed."""
     folder = tmp_path_factory.mktemp("runs")
-    short = ("train.rounds=3", "evaluate.every=1", "data.num_clients=4", "model.name=mlp", "train.batch_size=200")
+    short = (
+        "train.rounds=3",
+        "train.local_epochs=1",
+        "evaluate.every=1",
+        "data.num_clients=4",
+        "model.name=mlp",
+        "train.batch_size=200",
+    )
     for method in ("fedavg", "fedbsd"):
         federate(folder / method, 1, *short, "data.val_fraction=0.1", f"method.name={method}")
     return folder

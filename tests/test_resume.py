@@ -21,6 +21,7 @@ from fedbsd_dist.record.recorder import Recorder
 
 OPTIONS = (
     "train.rounds=4",
+    "train.local_epochs=1",
     "train.batch_size=256",
     "train.participation=0.5",
     "model.name=mlp",

@@ -18,6 +18,7 @@ from fedbsd_dist.wire.world import World
 
 SHORT = (
     "train.rounds=2",
+    "train.local_epochs=1",
     "train.batch_size=128",
     "train.participation=0.5",
     "model.name=mlp",

@@ -9,6 +9,7 @@ from ranks import federate
 
 SHORT = (
     "train.rounds=3",
+    "train.local_epochs=1",
     "train.batch_size=64",
     "evaluate.every=1",
     "evaluate.head_epochs=1",
