@@ -352,6 +352,8 @@ def test_several_benchmarks_stand_beside_each_other(tmp_path) -> None:
     write("fedbsd", "hard", 0.5, 0.7, 0.6)
     write("fedavg", "easy", 1.1, 0.6, 0.7)
     write("fedavg", "hard", 0.2, 0.7, 0.7)
+    write("apfl", "easy", 0.1, 0.95, 0.85)
+    write("apfl", "hard", 0.1, 0.6, 0.49)
     write("fedper", "easy", 0.3, 0.3)
     write("fedper", "hard", 0.4, 0.4)
     write("fedper", "hard", 0.6, 0.2)
@@ -361,12 +363,14 @@ def test_several_benchmarks_stand_beside_each_other(tmp_path) -> None:
     assert (
         "| method | digits | mnist |\n|---|---:|---:|\n"
         "| fedbsd | 65.00 ± 7.07 | 85.00 ± 7.07 |\n"
+        "| apfl | 54.50 ± 7.78 ▼ | 90.00 ± 7.07 ▲ |\n"
         "| fedavg | 70.00 ± 0.00 | 65.00 ± 7.07 |\n"
         "| fedper | 40.00 ± - or 20.00 ± - | 30.00 ± - |\n\n"
     ) in text
-    # by seed: 0 and +.1, -.3 and -.1, with Student's t of one degree of freedom
+    # by seed: fedavg 0 and +.1, -.3 and -.1, with Student's t of one degree of freedom
     assert (
         "| difference | digits | mnist |\n|---|---:|---:|\n"
+        "| apfl | -10.50 \\[-16.85, -4.15\\] | +5.00 \\[+5.00, +5.00\\] |\n"
         "| fedavg | +5.00 \\[-58.53, +68.53\\] | -20.00 \\[-147.06, +107.06\\] |\n"
         "| fedper | -30.00 or -50.00 | -60.00 |\n\n"
     ) in text

@@ -75,10 +75,14 @@ def of_runs(
 
 def _glance(groups: Sequence[Group], found: Sequence[Difference], names: Sequence[str], baseline: str) -> list[Section]:
     """Nothing where there are not several benchmarks."""
-    note = f"Percent: mean over clients, then mean {PM} sample standard deviation over seeds. A column a benchmark."
+    above, below = glance.MARKS
+    note = (
+        f"Percent: mean over clients, then mean {PM} sample standard deviation over seeds. A column a benchmark. "
+        f"{above}: above {baseline}, {below}: below it, where the interval of the difference does not have 0 in it."
+    )
     sections = []
     for stage in names:
-        if cells := glance.accuracies(groups, stage):
+        if cells := glance.accuracies(groups, stage, found):
             sections.append(Section(f"All benchmarks: {stage}", [note], glance.accuracy_rows(cells)))
         if cells := glance.differences(found, stage):
             title = f"All benchmarks: {stage}, difference to {baseline}"
