@@ -132,15 +132,16 @@ def is_method(key: str) -> bool:
 
 
 def _benchmark(place: dict[str, str], places: Sequence[dict[str, str]]) -> str:
-    """Words, the source first; then, with the name of their option, such numbers as tell further ones apart."""
+    """Words, the source first; then, with the name of their option, such numbers as tell it from others with these."""
     keys = differing(places)
     of_data = [key for key in keys if key.startswith("data.")]
     if _kinds(places, of_data) == _kinds(places, keys):
         keys = of_data
     words = [key for key in keys if isinstance(dialect.parse(place.get(key, "0")), str)]
     shown = sorted(words, key=lambda key: key != "data.source")
+    others = [of for of in places if all(of.get(key) == place.get(key) for key in words)]
     for key in keys:
-        if key in place and key not in words and _kinds(places, [*shown, key]) > _kinds(places, shown):
+        if key in place and key not in words and _kinds(others, [*shown, key]) > _kinds(others, shown):
             shown.append(key)
     return " ".join(place[key] if key in words else f"{key.rpartition('.')[2]}={place[key]}" for key in shown)
 
