@@ -37,6 +37,7 @@ COMMON = (
     f"model.factory={__name__}:smooth",
     "train.participation=0.7",
     f"train.rounds={ROUNDS}",
+    "train.local_epochs=2",
     "train.batch_size=10",
     "train.lr=0.03",
     "train.momentum=0.8",
@@ -47,7 +48,7 @@ COMMON = (
 )
 AUGMENTED = ("augment.crop=2", "augment.flip=true", "augment.rotation=10.0")
 CASES = {
-    "fedbsd": ("train.local_epochs=2",),
+    "fedbsd": (),
     "fedbsd, augmented": AUGMENTED,
     "fedbsd features_kl, own student, head first": (
         "method.distillation=features_kl",
@@ -63,7 +64,7 @@ CASES = {
     ),
     "fedbsd features_cosine": ("method.distillation=features_cosine", "model.head_layers=2"),
     "fedbsd teaching the head": ("method.distillation_teaches=backbone_and_head", "train.momentum=0.0"),
-    "fedavg": ("method.name=fedavg", "train.local_epochs=2"),
+    "fedavg": ("method.name=fedavg",),
     "fedavg, augmented": ("method.name=fedavg", "method.mean=plain", *AUGMENTED),
     "fedavg, batches larger than any client": ("method.name=fedavg", "train.batch_size=1000"),
     "fedavg, rectified": ("method.name=fedavg", "model.factory=''", "train.batch_size=1000"),
