@@ -103,7 +103,7 @@ def train(plan: Plan, world: World, checkpoints: Checkpoints, run_dir: Path, res
             checkpoints.goes_on(resumed, take_up(run_dir, resumed, federation.shared, federation.private))
     federation.diverged |= diverged_before(resumed, run_dir, world)
     if world.is_server:
-        checkpoints.set_aside(resumed)
+        checkpoints.tidy(resumed)
     traces = Traces(run_dir, config, world, channel.phases, plan.placement.device)
     traffic = Traffic(run_dir, config, world, channel, len(plan.hosted[world.rank]))
     with world.stop.heard(world.watch.alarm), closing(open_record(plan, run_dir, resumed, world)) as recorder:

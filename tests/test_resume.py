@@ -9,6 +9,7 @@ import shutil
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ranks
@@ -282,6 +283,29 @@ def test_a_damaged_checkpoint_does_not_outlive_good_ones(stopped: Path) -> None:
     stop_in_round(4, stopped, "checkpoint.keep=1", "run.resume=auto")
     folders = sorted(folder.name for folder in (stopped / "checkpoints").iterdir())
     assert folders == ["damaged-round-000003", "round-000003"]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_stopped_before_the_oldest_checkpoint_is_deleted(begun: bool, whole: Path, tmp_path, monkeypatch) -> None:
+    """After the last round, so that no later checkpoint would do it; its manifest may be gone already."""
+    run, delete = tmp_path / "run", shutil.rmtree
+
+    def stop(folder: Path, **options: Any) -> None:
+        if folder.name != "round-000002":
+            return delete(folder, **options)
+        if begun:
+            (folder / saved.MANIFEST).unlink()
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", stop)
+        with pytest.raises(Stopped):
+            alone(*OPTIONS, f"run.dir={run}")
+    assert (run / "checkpoints/round-000002").exists()
+    assert resume(run) == 0
+    assert outcome(run) == outcome(whole)
+    of_run, of_whole = (sorted(path.name for path in of.glob(FOLDERS)) for of in (run, whole))
+    assert of_run == of_whole == ["round-000003", "round-000004"]
 
 
 @pytest.mark.parametrize(

@@ -137,9 +137,13 @@ class Checkpoints:
         manifest.own_sha256 = manifest.digest()
         folder = self._folder / folder_name(round)
         write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
-        older = [other for other in self._folders() if other.name < folder.name]
-        for other in older[: max(0, len(older) - self._config.checkpoint.keep + 1)]:
-            shutil.rmtree(other)
+        self._delete_older(round)
+
+    def _delete_older(self, round: int) -> None:
+        """But for as many as are kept beside that of this round."""
+        older = [folder for folder in self._folders() if folder.name < folder_name(round)]
+        for folder in older[: max(0, len(older) - self._config.checkpoint.keep + 1)]:
+            shutil.rmtree(folder)
 
     def newest(self) -> int:
         """The newest round whose checkpoint verifies, 0 when there is none. Says what is wrong with each newer one.
@@ -189,9 +193,10 @@ class Checkpoints:
                 "on: clients' private state then moves to other ranks through the run directory."
             )
 
-    def set_aside(self, resumed: int) -> None:
+    def tidy(self, resumed: int) -> None:
         """Newer checkpoints than round `resumed` are not gone on from: what was only begun is deleted, and what is
-        damaged is kept under another name. Raises UserError where they cannot be.
+        damaged is kept under another name. Of older ones those are deleted that a run has left, which ended before it
+        had done so. Raises UserError where they cannot be.
         """
         with telling(self._folder):
             for folder in self._folders():
@@ -202,6 +207,7 @@ class Checkpoints:
                         folder.rename(aside)
                     else:
                         shutil.rmtree(folder)
+            self._delete_older(resumed)
 
     def _folders(self) -> list[Path]:
         return sorted(self._folder.glob("round-*"))

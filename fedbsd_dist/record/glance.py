@@ -25,8 +25,8 @@ names that are in more benchmarks before others; those that are in one alone are
 MARKS = "▲", "▼"
 
 
-def accuracies(groups: Sequence[Group], stage: str, found: Sequence[Difference] = ()) -> Cells:
-    """At a stage, mean over clients."""
+def accuracies(groups: Sequence[Group], stage: str, found: Sequence[Difference]) -> Cells:
+    """At a stage, mean over clients; with the differences to the baseline that were found."""
     to_baseline: dict[str, list[Spread | None]] = {}
     for of in found:
         to_baseline.setdefault(of.group.label, []).append(of.by_stage.get(stage))
