@@ -1,5 +1,6 @@
 """Ranks for tests: processes forked from a server that has imported torch once, meeting over gloo as under torchrun."""
 
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -18,6 +19,8 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["fedbsd_dist.main", "ranks", "pytest", "torch.utils.tensorboard"])
 TIMEOUT = 120
 """Seconds for all ranks of one call."""
+_FIRST = 20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = itertools.cycle(range(_FIRST, _FIRST + 1_000))
 
 
 def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -34,16 +37,29 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[
     return [outcome if outcome[0] == "exit" else outcome[1] for outcome in outcomes]
 
 
+def free_port() -> int:
+    """A port that nobody listens at. Not one that the system chooses: it may give that away again, to a connection or
+    to another worker of pytest, before the one who asked for it listens.
+    """
+    return next(port for port in _PORTS if _is_free(port))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
 def start_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """The processes of `run_ranks`, which are not waited for."""
     return _start(size, function, arguments)[1]
 
 
 def _start(size: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    pipes, processes = [], []
+    port, pipes, processes = free_port(), [], []
     for rank in range(size):
         receiver, sender = _CONTEXT.Pipe(duplex=False)
         process = _CONTEXT.Process(target=_rank, args=(sender, rank, size, port, function, arguments), daemon=True)

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from ranks import free_port
+
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 NODES = ("127.0.0.1", "127.0.0.2")
 """Names that every machine can resolve, as those of nodes must be."""
@@ -94,11 +96,7 @@ def _configure(folder: Path) -> None:
         (folder / name).mkdir()
     (folder / "munge.key").write_bytes(secrets.token_bytes(64))
     (folder / "munge.key").chmod(0o600)
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for probe in probes:
-            probe.bind(("", 0))
-        ports = [probe.getsockname()[1] for probe in probes]
+    ports = [free_port() for _ in range(3)]
     host = socket.gethostname().partition(".")[0]
     settings = {"host": host, "ports": ports, "user": getpass.getuser(), "folder": folder, "nodes": NODES}
     (folder / "slurm.conf").write_text(SETTINGS.format(**settings, grace=GRACE))

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import shutil
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -94,10 +93,7 @@ def resume(path: Path, *options: str) -> int:
 
 def start(path: Path, size: int) -> list:
     """Processes of a run on `size` ranks that is not waited for."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
+    port, processes = ranks.free_port(), []
     for rank in range(size):
         _, sender = ranks._CONTEXT.Pipe(duplex=False)
         arguments = [*OPTIONS, *LONGER, f"run.dir={path}", "run.resume=auto"]
