@@ -28,6 +28,7 @@ PHASES = (BEFORE, ROUND, CHECKPOINT, AFTER)
 OPTIONS = (
     "model.factory=killing:small",
     "data.num_clients=6",
+    "data.classes=[0,1,2,3]",  # fewer samples, less time
     "train.participation=0.5",
     "train.local_epochs=1",
     "train.batch_size=64",

@@ -253,18 +253,18 @@ def test_a_process_of_its_own_exits_with_2(tmp_path) -> None:
     assert tree(tmp_path) == {}
 
 
-def test_8_ranks_under_torchrun_tell_it_once(tmp_path) -> None:
+def test_many_ranks_under_torchrun_tell_it_once(tmp_path) -> None:
     done = launched(
         tmp_path,
-        ["torch.distributed.run", "--standalone", "--nproc_per_node=8", "-m"],
-        "data.num_clients=3",
+        ["torch.distributed.run", "--standalone", "--nproc_per_node=4", "-m"],
+        "data.num_clients=2",
     )
     assert done.returncode == 1  # torchrun's own, whatever its ranks'
     assert done.stdout == ""
     assert done.stderr.count("fedbsd_dist: ") == 1
-    assert "data.num_clients=7 or more" in done.stderr
+    assert "data.num_clients=3 or more" in done.stderr
     # torchrun's report comes after: the exit code of every rank, and its own traceback but none of ours
-    assert re.findall(r"^  exitcode\s*: (-?\d+)", done.stderr, re.M) == ["2"] * 8
+    assert re.findall(r"^  exitcode\s*: (-?\d+)", done.stderr, re.M) == ["2"] * 4
     assert "fedbsd_dist/" not in done.stderr.partition("Traceback")[2]
     assert "UserError" not in done.stderr
     assert tree(tmp_path) == {}

@@ -36,12 +36,9 @@ from fedbsd_dist.wire.world import World, meet
 Lines = list[dict[str, Any]]
 
 ROUNDS, CLIENTS, SEED = parity.ROUNDS, parity.CLIENTS, 48
-FEW = "data.classes=[0,1,2,3]"
-"""Fewer samples, less time."""
 DROPOUT, SLOW, SLOWDOWN, DEADLINE = 0.3, 0.3, 3.0, 1.5
 FAULTY = (
     *parity.COMMON,
-    FEW,
     f"seed={SEED}",  # which has a round of nobody, clients that come back, and ones that never do
     f"fault.dropout={DROPOUT}",
     f"fault.slow={SLOW}",
@@ -293,7 +290,6 @@ SpoiltFedPer, SpoiltLocal = spoilt(METHODS["fedper"]), spoilt(METHODS["local"])
 SPOILT = (
     *parity.COMMON,
     *parity.SMOOTH,
-    FEW,
     "train.participation=1.0",
     "evaluate.every=1",
     "checkpoint.every=1",

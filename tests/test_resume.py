@@ -26,6 +26,7 @@ OPTIONS = (
     "train.participation=0.5",
     "model.name=mlp",
     "data.num_clients=4",
+    "data.classes=[0,1,2,3]",  # fewer samples, less time
     "evaluate.every=1",
     "evaluate.head_epochs=1",
     "checkpoint.every=1",
@@ -416,7 +417,7 @@ def test_a_clients_head_is_in_its_own_file_alone_for_its_owner_alone(stopped: Pa
         state = torch.load(path, weights_only=True)
         assert set(state) == {"head"}
         # no storage of other clients' comes with it
-        assert state["head"].untyped_storage().nbytes() == 4 * state["head"].numel() == 4 * 650
+        assert state["head"].untyped_storage().nbytes() == 4 * state["head"].numel() == 4 * (64 * 4 + 4)
         heads[path.relative_to(stopped)] = state["head"].numpy().tobytes()[:64]
     assert set(torch.load(folder / "shared.pt", weights_only=True)) == {"backbone"}
     assert len(set(heads.values())) == 4
