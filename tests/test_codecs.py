@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 from test_bad_input import refused
-from test_federation import NORM, build, states
+from test_federation import FEW, NORM, build, states
 from test_interface import SHORT, alone
 from test_plan import plan_for
 from test_resume import OPTIONS, outcome, resume, stop_in_round
@@ -115,7 +115,7 @@ def arrays(groups: dict[str, torch.Tensor]) -> Groups:
 
 def _rounds(world: World, options: Sequence[str], num_rounds: int) -> tuple[list[Round], dict[int, Groups], str]:
     """What each round of this rank was, what its clients have not sent in the end, and the digest of all."""
-    federation = build(world, "train.batch_size=256", "train.local_epochs=1", *options)
+    federation = build(world, FEW, "train.batch_size=128", "train.local_epochs=1", *options)
     upload, uploads, rounds = federation.upload, {}, []
 
     def record(turn, losses):
@@ -207,7 +207,7 @@ def test_rounds_are_those_of_a_plain_loop(name, way, size):
     options = (NORM, "method.name=fedavg", "train.participation=0.7", f"wire.codec={name}", "wire.topk=0.05")
     by_rank = run_ranks(size, _rounds, (*options, f"wire.sum={way}"), 2)
     errors: dict[int, Groups] = {}
-    sizes = {"backbone": 9392, "head": 650}
+    sizes = {"backbone": 9392, "head": 260}
     for number in (1, 2):
         of_ranks = [rounds[number - 1] for rounds, _, _ in by_rank]
         received = of_ranks[0].received

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import federate, run_ranks
-from test_federation import build
+from test_federation import FEW, build
 from test_interface import SHORT
 
 from fedbsd_dist.batches import large_batch
@@ -18,7 +18,7 @@ from fedbsd_dist.wire.world import World
 COMMON = ("fedbsd", "fedavg", "fedrep", "fedrod", "fedbabu")
 OWN = ("local", "ditto", "lg_fedavg", "apfl", "pfedme")
 OPTIONS = (
-    "data.classes=[0,1,2,3]",  # fewer samples, less time
+    FEW,
     "data.val_fraction=0.1",
     "data.num_new_clients=2",
     "evaluate.head_epochs=2",

@@ -32,6 +32,8 @@ SHORT = (
     "evaluate.every=0",
     "evaluate.head_epochs=1",
 )
+FEW = "data.classes=[0,1,2,3]"
+"""Fewer samples of the embedded digits, less time."""
 
 
 def build(world: World, *options: str) -> Federation:

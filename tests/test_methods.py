@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import federate, run_ranks, states
-from test_federation import NORM, bits, build
+from test_federation import FEW, NORM, bits, build
 from test_interface import alone
 from test_resume import Stopped
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ SHORT = (
     "train.batch_size=128",
     "train.lr=0.05",
     f"data.num_clients={CLIENTS}",
-    "data.classes=[0,1,2,3]",  # fewer samples, less time
+    FEW,
     "train.participation=0.5",
     "evaluate.every=0",
     "evaluate.head_epochs=1",

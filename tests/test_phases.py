@@ -14,7 +14,7 @@ from ranks import federate, run_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_channel import join, make_uploads, open_channel
 from test_fedbsd import Participant
-from test_federation import build
+from test_federation import FEW, build
 from test_interface import alone, tree
 from test_resume import Stopped
 
@@ -33,6 +33,7 @@ OPTIONS = (
     "train.batch_size=256",
     "train.participation=1.0",
     "model.name=mlp",
+    FEW,
     "data.num_clients=4",
     "evaluate.every=2",
     "evaluate.head_epochs=1",

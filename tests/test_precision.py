@@ -6,14 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import federate, run_ranks, states
-from test_federation import build
+from test_federation import FEW, build
 from torch import Tensor
 from torch.nn import functional as F
 
 from fedbsd_dist.models.flat import snapshot
 from fedbsd_dist.wire.world import World
 
-SHORT = ["train.rounds=3", "train.local_epochs=1", "evaluate.every=0", "evaluate.head_epochs=1", "checkpoint.every=0"]
+SHORT = [
+    FEW,
+    "train.rounds=3",
+    "train.local_epochs=1",
+    "evaluate.every=0",
+    "evaluate.head_epochs=1",
+    "checkpoint.every=0",
+]
 LOW = "train.precision=bfloat16"
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks, states
-from test_federation import NORM, bits, build, clients_bits
+from test_federation import FEW, NORM, bits, build, clients_bits
 from torch import Tensor
 
 from fedbsd_dist.client import Turn
@@ -227,7 +227,7 @@ def _taint(world: World, options: tuple[str, ...], value: float | None) -> tuple
     """A round in which the heads of rank 1's clients become `value`: (aggregate, shared state, clients' state), or
     the exit code.
     """
-    federation = build(world, "wire.sum=exact", *options)
+    federation = build(world, FEW, "wire.sum=exact", *options)
     if world.rank == 1 and value is not None:
         replace_heads(federation, lambda turn, head: torch.full_like(head, value))
     aggregates = []
@@ -270,7 +270,7 @@ def _taint_all(world: World, method: str, taint: bool) -> tuple[dict, dict, dict
     """A round in which all that rank 1's clients keep is tainted after learning: (aggregate, shared state, clients'
     state).
     """
-    federation = build(world, "wire.sum=exact", NORM, f"method.name={method}")
+    federation = build(world, FEW, "wire.sum=exact", NORM, f"method.name={method}")
     learn, aggregates = federation.method.learn, []
 
     def learn_and_taint(turn: Turn) -> Tensor:
@@ -338,7 +338,7 @@ def _search(world: World, options: tuple[str, ...]) -> tuple[list[float], list[f
     """Replaces every head by a known one after learning, and looks for all of them in what crossed and in what
     other ranks hold: (likeness by client, fraction of its very numbers found in any order, payloads searched).
     """
-    federation = build(world, "train.rounds=2", "evaluate.every=1", *options)
+    federation = build(world, FEW, "train.rounds=2", "evaluate.every=1", *options)
     numel = len(federation.model.buffers["head"])
     heads = [head_of(client, numel).numpy() for client in range(federation.config.data.num_clients)]
     replace_heads(federation, lambda turn, head: head_of(turn.client, numel))

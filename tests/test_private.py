@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import federate, run_ranks
-from test_federation import build
+from test_federation import FEW, build
 from test_interface import SHORT, alone, tree
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from fedbsd_dist.wire.world import World
 
 STORES = ("device", "host", "mmap")
 ROUNDS = [
+    FEW,
     "train.rounds=4",
     "train.local_epochs=1",
     "train.participation=0.3",
