@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parent / "benchmarks"
-NO_ROWS = {"__main__", "rows", "sides", "synthetic", "opened", "digit_domains", "input_path", "kills", "together"}
+NO_ROWS = {
+    "__main__",
+    "rows",
+    "sides",
+    "synthetic",
+    "opened",
+    "digit_domains",
+    "input_path",
+    "kills",
+    "together",
+    "readme_tables",
+}
 """Of the folder's modules: the frame, what others have in common, and what answers to no goal."""
 
 SCRIPT = """
