@@ -115,8 +115,9 @@ def group(runs: Sequence[Run], own: Sequence[str] = ()) -> tuple[list[Group], li
     alike = [dict(settings) for settings in apart]
     names = [{key: value for key, value in of.items() if is_method(key) and key not in own} for of in alike]
     places = [{key: value for key, value in of.items() if not is_method(key) and key not in own} for of in alike]
+    swept, of_methods = differing(alike), differing(names)
     groups = [
-        Group(_label(settings, alike), _label(name, names), _benchmark(place, places), settings, _by_seed(seeds))
+        Group(_label(settings, swept), _label(name, of_methods), _benchmark(place, places), settings, _by_seed(seeds))
         for settings, name, place, seeds in zip(alike, names, places, apart.values(), strict=True)
     ]
     return sorted(groups, key=_order), problems
@@ -181,17 +182,18 @@ def against(groups: Sequence[Group], key: str, stage: str) -> list[tuple[str, li
     """
     found: dict[str, dict[float, Spread]] = {}
     rest = [{name: value for name, value in group.settings.items() if name != key} for group in groups]
+    swept = differing(rest)
     for group, others in zip(groups, rest, strict=True):
         value, accuracy = dialect.parse(group.settings.get(key, "")), group.accuracy(stage)
         if type(value) in (int, float) and value > 0 and accuracy:
-            found.setdefault(_label(others, rest), {})[value] = accuracy
+            found.setdefault(_label(others, swept), {})[value] = accuracy
     return [(label, sorted(of.items())) for label, of in found.items()]
 
 
-def _label(own: dict[str, str], settings: Sequence[dict[str, str]]) -> str:
-    """What is as usual with the method goes without saying; its options come first."""
+def _label(own: dict[str, str], swept: Sequence[str]) -> str:
+    """Values of the keys `swept`. What is as usual with the method goes without saying; its options come first."""
     usual = defaults(own["method.name"])
-    keys = [key for key in differing(settings) if key in own and own[key] != usual.get(key)]
+    keys = [key for key in swept if key in own and own[key] != usual.get(key)]
     keys.sort(key=lambda key: (not is_method(key), key))
     names = [key.rpartition(".")[2] for key in keys]
     parts = [f"{name if names.count(name) == 1 else key}={own[key]}" for name, key in zip(names, keys, strict=True)]
