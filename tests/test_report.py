@@ -12,7 +12,7 @@ import pytest
 from ranks import federate
 from run_folders import write_run
 
-from fedbsd_dist import report
+from fedbsd_dist import dialect, report
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.methods import OPTIONS
 from fedbsd_dist.record import charts, compare, curves, grouping, page, sections
@@ -300,6 +300,18 @@ def test_what_diverged_with_one_seed_is_no_choice(tmp_path) -> None:
     tried(tmp_path / "high", "fedavg", 0.2, {"received": 0.9}, 8)
     report.report([str(tmp_path), f"--best={tmp_path / 'best.yaml'}"])
     assert "train.lr: 0.1" in (tmp_path / "best.yaml").read_text()
+
+
+def test_a_search_may_leave_tests_out(tmp_path) -> None:
+    for rate, every, value in ((0.1, 5, 0.5), (0.2, 0, 0.9), (0.3, 5, 0.6)):
+        settings = {"train": {"lr": rate}, "evaluate": {"every": every}}
+        write_run(tmp_path / f"a{rate}", "fedavg", settings=settings, validation={"received": value})
+    write_run(tmp_path / "b", "fedper", settings=settings, validation={"received": 0.5})
+    best = tmp_path / "best.yaml"
+    report.report([str(tmp_path), f"--best={best}"])
+    avg, per = dialect.parse(best.read_text())["method"]
+    assert avg == {"name": "fedavg", "train.lr": 0.2}
+    assert per == {"name": "fedper", "train.lr": 0.3}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from fedbsd_dist.record.grouping import Group, defaults, differing, is_method
 
 TRIED = ("method.", "train.")
 """Beginnings of options that may be chosen; runs that differ in others had other data, clients or models."""
+EVALUATION = "evaluate."
+"""Of options on which no accuracy on validation samples after the last round depends: a search may leave tests out."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,16 @@ def choose(groups: Sequence[Group], histories: Sequence[Sequence[History]]) -> l
     Groups that lack a seed, for it diverged, are no choice. Raises UserError for runs without validation samples, and
     for runs of a method that differ in more than what can be chosen.
     """
-    apart = [key for key in differing([group.settings for group in groups]) if not is_method(key)]
+    apart = [key for key in _learned([group.settings for group in groups]) if not is_method(key)]
     tried: dict[str, list[tuple[float, Group]]] = {}
     for group, of in zip(groups, histories, strict=True):
         tried.setdefault(group.method, []).append((_validation(group, of), group))
     return [_choice(method, found, apart) for method, found in tried.items()]
+
+
+def _learned(settings: Sequence[dict[str, str]]) -> list[str]:
+    """Keys that differ, and with them what is learned."""
+    return [key for key in differing(settings) if not key.startswith(EVALUATION)]
 
 
 def _validation(group: Group, histories: Sequence[History]) -> float:
@@ -55,7 +62,7 @@ def _validation(group: Group, histories: Sequence[History]) -> float:
 def _choice(method: str, found: Sequence[tuple[float, Group]], apart: Sequence[str]) -> Choice:
     """`apart`: what not all methods have alike, which goes with each."""
     settings = [group.settings for _, group in found]
-    keys = differing(settings)
+    keys = _learned(settings)
     if others := [key for key in keys if not key.startswith(TRIED)]:
         raise UserError(
             f"--best: runs of {method} differ in {', '.join(others)}, which is no choice of a method's. Choose within "
