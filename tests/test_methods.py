@@ -289,11 +289,16 @@ def test_3_ranks_and_a_stop_on_1_leave_the_same_bits(tmp_path, method, monkeypat
             alone(*options, f"run.dir={tmp_path / 'stopped'}")
     assert alone(*options, f"run.dir={tmp_path / 'stopped'}", "run.resume=auto") == 0
     whole, stopped = summary(tmp_path / "whole"), summary(tmp_path / "stopped")
-    assert stopped["state_sha256"] == whole["state_sha256"]
-    assert stopped["accuracy"] == whole["accuracy"]
+    assert whatever_the_ranks(stopped) == whatever_the_ranks(whole)
     assert (tmp_path / "stopped/clients.csv").read_text() == (tmp_path / "whole/clients.csv").read_text()
     assert ("finetuned" in whole["accuracy"]) == METHODS[method].finetunes
     assert all(0 <= of["mean"] <= 1 for of in whole["accuracy"].values())
+
+
+def whatever_the_ranks(facts: dict[str, Any]) -> dict[str, Any]:
+    """A summary without what depends on their number."""
+    federated = {kind: facts["bytes"][f"federated_{kind}"] for kind in ("up", "down")}
+    return {**facts, "world_size": 0, "seconds": 0, "bytes": federated}
 
 
 # what cannot be
