@@ -1,13 +1,12 @@
 """What the README shows runs as it stands there."""
 
-import glob
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.readme_tables import COMMAND, words
 from ranks import federate
 from test_methods import SHORT
 
@@ -51,16 +50,10 @@ def test_tables_of_kept_records_are_those_that_their_command_makes(path, tmp_pat
     """Of every such command, all rows of the tables that follow it before the next heading or block."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(charts, "_svg", lambda *drawing: b"")  # takes long, and no table needs it
-    command = r"```sh\npython -m fedbsd_dist\.report (configs/results/[^\n]*)\n```\n(.*?)(?=\n```|\n#|\n\*\*|\Z)"
-    found = re.findall(command, Path(path).read_text(), re.S)
+    found = re.findall(COMMAND, Path(path).read_text(), re.S)
     assert found
     for arguments, text in found:
         rows = [line for line in text.splitlines() if line.startswith("|")]
         assert len(rows) > 4, arguments
-        report([*_words(arguments), f"--out={tmp_path}"])
+        report([*words(arguments), f"--out={tmp_path}"])
         assert {*rows} <= {*(tmp_path / "report.md").read_text().splitlines()}, arguments
-
-
-def _words(arguments: str) -> list[str]:
-    """As a shell makes them."""
-    return [word for part in shlex.split(arguments) for word in (sorted(glob.glob(part)) or [part])]

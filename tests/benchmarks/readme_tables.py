@@ -24,9 +24,8 @@ TABLE = r"(?:^\|[^\n]*\n)+"
 
 def renewed(arguments: str, text: str) -> str:
     """`text`, which follows the command, with the tables that it makes now."""
-    words = [word for part in shlex.split(arguments) for word in (sorted(glob.glob(part)) or [part])]
     with tempfile.TemporaryDirectory() as folder:
-        report([*words, f"--out={folder}"])
+        report([*words(arguments), f"--out={folder}"])
         made = re.findall(TABLE, Path(folder, "report.md").read_text() + "\n", re.M)
 
     def nearest(old: re.Match[str]) -> str:
@@ -35,6 +34,11 @@ def renewed(arguments: str, text: str) -> str:
         return max(alike, key=lambda table: len(cells(table) & cells(old[0])))
 
     return re.sub(TABLE, nearest, text + "\n", flags=re.M)[:-1]
+
+
+def words(arguments: str) -> list[str]:
+    """As a shell makes them."""
+    return [word for part in shlex.split(arguments) for word in (sorted(glob.glob(part)) or [part])]
 
 
 def cells(table: str) -> set[str]:
