@@ -52,6 +52,7 @@ class _Graph:
 
     def __init__(self, step: Step, batch: tuple[Tensor, ...], device: torch.device) -> None:
         self._batch = [torch.empty_like(tensor) for tensor in batch]
+        self._kinds = {tensor.dtype for tensor in batch}
         self._graph = torch.cuda.CUDAGraph()
         stream, first = _home(device)
         stream.wait_stream(torch.cuda.current_stream(device))
@@ -71,7 +72,10 @@ class _Graph:
             self._graph.capture_end()
 
     def __call__(self, batch: tuple[Tensor, ...]) -> Tensor:
-        torch._foreach_copy_(self._batch, [*batch])
+        for kind in self._kinds:
+            # one kernel for all of a type
+            own, given = ([tensor for tensor in of if tensor.dtype == kind] for of in (self._batch, batch))
+            torch._foreach_copy_(own, given)
         self._graph.replay()
         return self._reported.clone()
 

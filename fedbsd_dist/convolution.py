@@ -3,14 +3,12 @@
 Stacked by `vmap` alone they would be a grouped convolution, which cuDNN does one group after the other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 Pair = tuple[int, int]
 MANY = 4
@@ -18,23 +16,7 @@ MANY = 4
 then summed: a GPU is kept busy by products of their own."""
 
 
-class Unrolled(TorchFunctionMode):
-    """In its block, inside `vmap`, 2-d convolutions are done so."""
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """The function, or for a convolution without groups and with padding in numbers the other one."""
-        if function is torch.conv2d:
-            return _conv2d(*args, **(kwargs or {}))
-        return function(*args, **(kwargs or {}))
-
-
-def _conv2d(
+def conv2d(
     images: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -43,6 +25,7 @@ def _conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
+    """As `torch.conv2d`; inside `vmap` so, but where there are groups or `padding` is a word."""
     if groups != 1 or isinstance(padding, str):
         return torch.conv2d(images, weight, bias, stride, padding, dilation, groups)
     kind = images.device.type
@@ -53,7 +36,7 @@ def _conv2d(
         images = F.pad(images, (columns, columns, rows, rows))
     outputs: Tensor
     outputs, _ = _Convolution.apply(images, weight, _pair(stride), _pair(dilation))
-    return outputs if bias is None else outputs + bias[:, None, None]
+    return outputs if bias is None else outputs + bias.to(outputs.dtype)[:, None, None]
 
 
 class _Convolution(torch.autograd.Function):
@@ -77,6 +60,7 @@ class _Convolution(torch.autograd.Function):
     def setup_context(context: Any, inputs: Any, output: Any) -> None:
         images, weight, context.stride, context.dilation = inputs
         context.mark_non_differentiable(output[1])
+        context.set_materialize_grads(False)  # zeros for the windows, the largest tensor there is
         context.save_for_backward(weight, output[1])
         context.shape = images.shape
 
@@ -93,7 +77,7 @@ class _Convolution(torch.autograd.Function):
         info: Any, in_dims: Any, images: Tensor, weight: Tensor, stride: Pair, dilation: Pair
     ) -> tuple[Any, tuple[int | None, ...]]:
         """Over samples, which have the weights in common, and around that over clients, each with its own."""
-        images = images.movedim(in_dims[0], 0)
+        images = stacked(images, in_dims[0], info.batch_size)
         if in_dims[1] is None:
             outputs, windows = _Convolution.apply(images.flatten(0, 1), weight, stride, dilation)
             return (outputs.unflatten(0, images.shape[:2]), windows), (0, None)
@@ -110,14 +94,11 @@ def _gradients(gradient: Tensor, windows: Tensor, weight: Tensor, context: Any) 
     of_weight = _sums(places, windows, n).view(num_clients, -1, *kernel, channels).movedim(-1, 2)
     if not context.needs_input_grad[0]:
         return None, of_weight
-    of_windows = torch.bmm(places, _matrix(weight))
-    of_windows = of_windows.view(num_clients, n, *gradient.shape[-2:], *kernel, channels)
-    of_images = gradient.new_zeros(num_clients, n, height, width, channels)
-    # every element of a window goes to its place in one of as many shifted grids
-    targets = _windows(of_images, kernel, context.stride, context.dilation)
-    for row, column in product(*map(range, kernel)):
-        targets[..., row, column, :] += of_windows[..., row, column, :]
-    return of_images.permute(0, 1, 4, 2, 3), of_weight
+    # a product an image: the elements of its windows come as `fold` takes them
+    of_image = weight[:, None].expand(-1, n, *weight.shape[1:]).reshape(num_clients * n, weight.shape[1], -1)
+    of_windows = torch.bmm(of_image.mT, gradient.flatten(3).flatten(0, 1))
+    of_images = F.fold(of_windows, (height, width), kernel, context.dilation, stride=context.stride)
+    return of_images.unflatten(0, (num_clients, n)), of_weight
 
 
 def _sums(places: Tensor, windows: Tensor, n: int) -> Tensor:
@@ -144,6 +125,11 @@ def _windows(images: Tensor, kernel: Sequence[int], stride: Pair, dilation: Pair
 def _matrix(weight: Tensor) -> Tensor:
     """[num_clients, o, c, kh, kw] -> [num_clients, o, kh * kw * c], a view where channels are last in memory."""
     return weight.movedim(2, -1).flatten(2)
+
+
+def stacked(tensor: Tensor, dimension: int | None, size: int) -> Tensor:
+    """[size, ...] of what `vmap` maps over that dimension, or gives to all alike."""
+    return tensor.expand(size, *tensor.shape) if dimension is None else tensor.movedim(dimension, 0)
 
 
 def _pair(numbers: int | Sequence[int]) -> Pair:

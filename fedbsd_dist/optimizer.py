@@ -51,15 +51,15 @@ class SGD:
         ]
         return self._parameters
 
-    def step(self, loss: Tensor, correct: Correct | None = None) -> None:
-        """Differentiate `loss` and update."""
-        gradients = self.gradients(loss)
+    def step(self, loss: Tensor, correct: Correct | None = None, weights: Tensor | None = None) -> None:
+        """Differentiate `loss` and update. `weights`: its elements', in the sum that is differentiated."""
+        gradients = self.gradients(loss, weights)
         with torch.no_grad():
             self.apply(correct(gradients, self._parameters) if correct else gradients)
 
-    def gradients(self, loss: Tensor) -> Tensors:
+    def gradients(self, loss: Tensor, weights: Tensor | None = None) -> Tensors:
         """Of `loss`, one for each parameter, in their order."""
-        return torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
+        return torch.autograd.grad(loss, self._parameters, weights, allow_unused=True, materialize_grads=True)
 
     def apply(self, gradients: Tensors) -> None:
         """Update by these gradients, one for each parameter, in their order."""

@@ -1,14 +1,15 @@
 """The states of several clients as one, and a method's loss as a function of them."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedbsd_dist.client import Loss
-from fedbsd_dist.convolution import Unrolled
 from fedbsd_dist.models.flat import FlatModel
+from fedbsd_dist.operations import FewKernels
 
 
 class Stacked(FlatModel):
@@ -63,28 +64,29 @@ class Losses(nn.Module):
         super().__init__()
         self.module, self._loss = module, loss
 
-    def forward(self, *batch: Tensor) -> Tensor:
-        """[1 + num_losses] of a batch."""
+    def forward(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a batch, what is descended and, without gradient, what is reported [num_losses]."""
         total, reported = self._loss(*batch)
-        return torch.stack([total, *reported])
+        return total, torch.stack([*reported]).detach()
 
-    def of_samples(self, state: Mapping[str, Tensor], batch: Sequence[Tensor]) -> Tensor:
-        """[num_clients, b, 1 + num_losses] of each sample as a batch of one, by each client's parameters."""
+    def of_samples(self, state: Mapping[str, Tensor], batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Of each sample as a batch of one, by each client's parameters, what is descended [num_clients, b] and what is
+        reported [num_clients, b, num_losses].
+        """
         # a value that all have in common is not copied for each
         common = {name for name, values in state.items() if is_common(values)}
         given = {f"module.{name}": values[0] if name in common else values for name, values in state.items()}
         by_client = {f"module.{name}": None if name in common else 0 for name in state}
 
-        def of_client(parameters: dict[str, Tensor], *rows: Tensor) -> Tensor:
-            def of_sample(*row: Tensor) -> Tensor:
-                numbers: Tensor = functional_call(self, parameters, tuple(tensor[None] for tensor in row))
-                return numbers
+        def of_client(parameters: dict[str, Tensor], *rows: Tensor) -> Any:
+            def of_sample(*row: Tensor) -> Any:
+                return functional_call(self, parameters, tuple(tensor[None] for tensor in row))
 
             return torch.vmap(of_sample)(*rows)
 
-        with Unrolled():
-            numbers: Tensor = torch.vmap(of_client, in_dims=(by_client, *(0 for _ in batch)))(given, *batch)
-        return numbers
+        with FewKernels():
+            descended, reported = torch.vmap(of_client, in_dims=(by_client, *(0 for _ in batch)))(given, *batch)
+        return descended, reported
 
 
 def is_common(values: Tensor) -> bool:

@@ -79,11 +79,10 @@ class Turns(Turn):
         losses = Losses(self.model.module, loss)
         present = {**state, **learning}
 
-        def step(sizes: Tensor, weights: Tensor, *batch: Tensor) -> Tensor:
-            # [num_clients, 1 + num_losses]: what is descended, and what is reported
-            means = (weights[..., None] * losses.of_samples(present, batch)).sum(1)
-            optimizer.step(means[:, 0].sum())
-            return means[:, 1:].detach() * sizes[:, None]
+        def step(counted: Tensor, weights: Tensor, *batch: Tensor) -> Tensor:
+            descended, reported = losses.of_samples(present, batch)
+            optimizer.step(descended, weights=weights)
+            return torch.bmm(counted[:, None], reported)[:, 0]
 
         step = captured(step, self.images.device, self.options.cuda_graphs, lasting=True)
         sums, learners = torch.empty(0), len(self.turns)
@@ -142,9 +141,9 @@ class Turns(Turn):
     def _steps(
         self, tensors: Sequence[Tensor], epochs: int, purpose: str, teachers: Sequence[Tensor | Teacher]
     ) -> Iterator[tuple[Any, ...]]:
-        """For each step, how many clients still learn, and of them and some who are done: batch sizes, float32
-        [num_clients]; the samples' weights in the mean of their batch, 0 for what only fills it up, [num_clients, b];
-        and the batch, each [num_clients, b, ...].
+        """For each step, how many clients still learn, and of them and some who are done: 1 for a sample and 0 for what
+        only fills its batch up, and their weights in the mean of the batch, float32 [num_clients, b] both; and the
+        batch, each [num_clients, b, ...].
 
         Who learns from what is as of one client.
         """
@@ -154,19 +153,21 @@ class Turns(Turn):
         at_once = max(1, PREPARED // schedule.width)
         for first in range(0, schedule.steps[0], at_once):
             num_clients, here = schedule.stacked(first), slice(first, first + at_once)
-            order = schedule.order[:num_clients, here].flatten(1)
-            chunk = [tensor[order] for tensor in rows]
+            # step by step in memory, for a step's batch is copied to where a graph finds it
+            order = schedule.order[here, :num_clients]
+            chunk = [tensor[order.flatten()].unflatten(0, order.shape) for tensor in rows]
             if rows[0] is self.images:
                 changes = schedule.changes(num_clients, here)
-                images = augment(chunk[0].flatten(0, 1), changes, 0, self.augmentation)
-                chunk[0] = self.shard.normalized(images).unflatten(0, (num_clients, -1))
+                images = augment(chunk[0].flatten(0, 2), changes, 0, self.augmentation)
+                chunk[0] = self.shard.normalized(images).unflatten(0, order.shape)
             with torch.no_grad():
-                chunk += [teacher(chunk[0]) for teacher in asked]
-            chunk = [tensor.unflatten(1, (-1, schedule.width)) for tensor in chunk]
-            for step in range(chunk[0].shape[1]):
-                stacked, at = schedule.stacked(first + step), first + step
-                numbers = (schedule.sizes[:stacked, at], schedule.weights[:stacked, at])
-                yield schedule.learning(at), *numbers, *(tensor[:stacked, step] for tensor in chunk)
+                # asked client by client
+                said = [teacher(chunk[0].transpose(0, 1).flatten(1, 2)) for teacher in asked]
+            chunk += [own.unflatten(1, (-1, schedule.width)).transpose(0, 1).contiguous() for own in said]
+            for step, at in enumerate(range(first, first + len(order))):
+                stacked = schedule.stacked(at)
+                numbers = (schedule.counted[at, :stacked], schedule.weights[at, :stacked])
+                yield schedule.learning(at), *numbers, *(tensor[step, :stacked] for tensor in chunk)
 
     def _schedule(self, epochs: int, purpose: str) -> "_Schedule":
         """The very shuffles and changes that each client has alone."""
@@ -191,12 +192,13 @@ class Turns(Turn):
                 shift[place], mirrored[place], angle[place] = changes.shift, changes.mirrored, changes.angle
             start += count
         device = self.images.device
-        grid = [tensor.to(device).unflatten(1, (-1, width)) for tensor in (order, weights, shift, mirrored, angle)]
+        drawn = (order, weights, shift, mirrored, angle)
+        grid = [tensor.unflatten(1, (-1, width)).transpose(0, 1).contiguous().to(device) for tensor in drawn]
         return _Schedule(width, steps, *grid)
 
 
 class _Schedule:
-    """Which samples are learned from at which step, [num_clients, num_steps, width] each; where a client has no
+    """Which samples are learned from at which step, [num_steps, num_clients, width] each; where a client has no
     sample, the first one, with weight 0.
     """
 
@@ -212,8 +214,8 @@ class _Schedule:
     ) -> None:
         """`width`: samples in the largest batch. `steps`: of each client, descending."""
         self.width, self.steps, self.order, self.weights = width, steps, order, weights
-        self.sizes = weights.sign().sum(2)
-        """Of batches, float32 [num_clients, num_steps]."""
+        self.counted = weights.sign()
+        """1 for a sample, 0 where there is none."""
         self._changes = shift, mirrored, angle
 
     def learning(self, step: int) -> int:
@@ -230,8 +232,8 @@ class _Schedule:
         return number
 
     def changes(self, num_clients: int, steps: slice) -> Changes:
-        """Of the images of the first clients at these steps, client by client."""
-        shift, mirrored, angle = (tensor[:num_clients, steps].flatten(0, 2) for tensor in self._changes)
+        """Of the images of the first clients at these steps, step by step."""
+        shift, mirrored, angle = (tensor[steps, :num_clients].flatten(0, 2) for tensor in self._changes)
         return Changes(shift=shift, mirrored=mirrored, angle=angle)
 
 
@@ -263,7 +265,7 @@ def check_together(model: FlatModel, stacks: bool, method: str, shape: Shape) ->
     with torch.no_grad():
         expected = model.module.eval()(images)
         try:
-            found = outputs.train().of_samples(twin.of(model.module), [images.expand(2, *images.shape)])[..., 1:]
+            _, found = outputs.train().of_samples(twin.of(model.module), [images.expand(2, *images.shape)])
         except Exception as error:  # a model of the user's, which may do anything
             raise UserError(
                 f"train.together: the model cannot be stacked: {type(error).__name__}: {error} {REMEDY}"

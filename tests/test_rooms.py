@@ -41,8 +41,8 @@ FLOORS = [
         "wire",
     },
     {"config", "randomness"},
-    {"captured", "convolution", "dialect", "factories", "phases", "topologies", "units"},
-    {"errors"},
+    {"captured", "dialect", "factories", "operations", "phases", "topologies", "units"},
+    {"convolution", "errors"},
 ]
 """Rooms, from the top of the house to the ground. An import goes down, or stays within its room."""
 
