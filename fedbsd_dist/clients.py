@@ -80,9 +80,11 @@ class Clients:
             )
 
     def deployed(self, client: int, round: int, *, shard: Shard | None = None, as_is: Container[str] = ()) -> Turn:
-        """The client has received, as `receive` says, and the live model is its personal one."""
+        """The client has received, as `receive` says, and the live model is its personal one. One that never learned,
+        for it is new or was in no cohort yet, is welcomed.
+        """
         turn = self.receive(client, round, shard=shard, as_is=as_is)
-        if client not in self.private:
+        if not self.private.has_learned(client):
             if STATISTICS["backbone"] in self._start:
                 turn.estimate_statistics()
             self.method.welcome(turn)

@@ -36,6 +36,10 @@ class PrivateState:
     def __contains__(self, client: object) -> bool:
         return client in self._all
 
+    def has_learned(self, client: int) -> bool:
+        """Whether it has state of its own."""
+        return client in self._kept
+
     def of(self, client: int) -> Mapping[str, Tensor]:
         """Group -> float32 [numel], wherever it lies; not to be changed in place."""
         return self._kept.get(client, self.start)

@@ -71,6 +71,8 @@ class Trained:
     """By client."""
     losses: list[list[Tensor]]
     """By round: the method's losses, means over the cohort."""
+    joined: frozenset[int]
+    """Clients that were in any cohort."""
 
 
 def published(**options: Any) -> Mapping[str, Any]:
@@ -137,6 +139,10 @@ class Method:
         """The model that is evaluated. `shared`: as received, or as just learned by the client."""
         both = {**private, **shared}
         return {name: both[name] for name in live(self.model)}
+
+    def welcome(self, shared: State, private: State, client: Client) -> State:
+        """What is private to a client that never learned, where its model is evaluated as received."""
+        return private
 
     def finetune(self, client: Client, orders: Orders) -> None:
         """The step at test time, from the model as received."""
@@ -249,7 +255,7 @@ def federate(
             shared = method.update(shared, average, len(cohort) / len(clients))
         losses.append(mean_losses(turns))
 
-    return Trained(shared=shared, private=private, losses=losses)
+    return Trained(shared=shared, private=private, losses=losses, joined=frozenset().union(*cohorts))
 
 
 def evaluate(method: Method, trained: Trained, clients: Sequence[Client], orders: AllOrders) -> Tests:
@@ -258,12 +264,13 @@ def evaluate(method: Method, trained: Trained, clients: Sequence[Client], orders
     tests: Tests = {stage: [] for stage in stages}
     for number, (client, private) in enumerate(zip(clients, trained.private, strict=True)):
         mine = orders_of(number, len(trained.losses) + 1, orders)
-        load(method.model, method.deploy(trained.shared, private))
+        present = private if number in trained.joined else method.welcome(trained.shared, private, client)
+        load(method.model, method.deploy(trained.shared, present))
         tests["received"].append(test(method.model, client))
         learned = method.learn(trained.shared, private, client, mine)
         load(method.model, method.deploy(learned.upload, learned.private))
         tests["trained"].append(test(method.model, client))
-        load(method.model, method.deploy(trained.shared, private))
+        load(method.model, method.deploy(trained.shared, present))
         tune_head(method.model, client, mine["head tuning"][: method.settings.tuning_epochs], method.settings)
         tests["head_tuned"].append(test(method.model, client))
         if method.finetunes:

@@ -82,6 +82,9 @@ class PFedMe(Method):
     def start(self, initial: State) -> tuple[State, State]:
         return initial, prefixed("personal_", initial)
 
+    def welcome(self, shared: State, private: State, client: Client) -> State:
+        return prefixed("personal_", shared)
+
     def learn(self, shared: State, private: State, client: Client, orders: Orders) -> Learned:
         self.receive(shared, private)
         w, lam = state_of(self.model), self.options["lam"]
@@ -120,6 +123,9 @@ class APFL(Method):
 
     def alpha(self, private: State) -> Tensor:
         return private.get("alpha", torch.tensor([self.options["alpha"]])).clone()
+
+    def welcome(self, shared: State, private: State, client: Client) -> State:
+        return {**private, **prefixed("personal_", shared)}
 
     def learn(self, shared: State, private: State, client: Client, orders: Orders) -> Learned:
         self.receive(shared, private)
@@ -163,6 +169,9 @@ class Ditto(Method):
 
     def start(self, initial: State) -> tuple[State, State]:
         return initial, prefixed("personal_", initial)
+
+    def welcome(self, shared: State, private: State, client: Client) -> State:
+        return prefixed("personal_", shared)
 
     def learn(self, shared: State, private: State, client: Client, orders: Orders) -> Learned:
         load(self.model, unprefixed("personal_", private))

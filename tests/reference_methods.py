@@ -20,7 +20,7 @@ from reference import (
     tune_head,
 )
 from reference_extra import APFL, Ditto, FedRoD, Moon, PFedMe, PFedSD, Scaffold
-from reference_models import load, squared_distance, state_of
+from reference_models import State, load, squared_distance, state_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -143,6 +143,19 @@ class FedBN(Method):
 
     def shares(self, name: str) -> bool:
         return not isinstance(self.model.get_submodule(name.rpartition(".")[0]), nn.BatchNorm1d | nn.BatchNorm2d)
+
+    def welcome(self, shared: State, private: State, client: Client) -> State:
+        """The statistics of the backbone are those of its images, all at once."""
+        self.receive(shared, private)
+        for layer in self.model.backbone.modules():
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                layer.momentum = 1.0
+        with torch.no_grad():
+            self.model.backbone(client.train_images)
+        for layer in self.model.backbone.modules():
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                layer.momentum = 0.1
+        return self.divided(state_of(self.model))[1]
 
 
 METHODS: dict[str, type[Method]] = {
