@@ -102,9 +102,12 @@ class Turn:
     def _timed(self, teacher: Teacher) -> Teacher:
         def asked(images: Tensor) -> Tensor:
             with self.phases("distil"), as_in_learning():
-                return ask(teacher, images)
+                return self._ask(teacher, images)
 
         return asked
+
+    def _ask(self, teacher: Teacher, images: Tensor) -> Tensor:
+        return ask(teacher, images)
 
     def num_steps(self, epochs: int) -> int:
         """Batches of so many epochs."""
@@ -199,8 +202,11 @@ class Turn:
 
 
 def score(logits: Tensor, labels: Tensor) -> Tensor:
-    """Correct, number of samples, summed cross-entropy: float64 [3] on the device, which nobody waits for."""
-    correct, loss = (logits.argmax(1) == labels).sum(), F.cross_entropy(logits, labels, reduction="sum")
+    """Correct, number of samples, summed cross-entropy: float64 [3] on the device, which nobody waits for. A model that
+    diverged, and says no number, is right of nothing.
+    """
+    right = (logits.argmax(1) == labels) & ~logits.isnan().any(1)
+    correct, loss = right.sum(), F.cross_entropy(logits, labels, reduction="sum")
     return torch.stack([correct.double(), torch.full_like(loss, len(labels), dtype=torch.float64), loss.double()])
 
 

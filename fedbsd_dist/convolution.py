@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Pair = tuple[int, int]
@@ -17,7 +18,7 @@ then summed: a GPU is kept busy by products of their own."""
 
 
 def conv2d(
-    images: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Sequence[int] = 1,
@@ -25,10 +26,10 @@ def conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """As `torch.conv2d`; inside `vmap` so, but where there are groups or `padding` is a word."""
-    if groups != 1 or isinstance(padding, str):
-        return torch.conv2d(images, weight, bias, stride, padding, dilation, groups)
-    kind = images.device.type
+    """As `torch.conv2d`; inside `vmap` so, but of one image alone, with groups, or where `padding` is a word."""
+    if groups != 1 or isinstance(padding, str) or input.dim() != 4:
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    images, kind = input, input.device.type
     if torch.is_autocast_enabled(kind):
         images, weight = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (images, weight))
     rows, columns = _pair(padding)
@@ -65,6 +66,7 @@ class _Convolution(torch.autograd.Function):
         context.shape = images.shape
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, gradient: Tensor, _: Tensor) -> Any:
         weight, windows = context.saved_tensors
         if weight.dim() == 4:
@@ -133,5 +135,5 @@ def stacked(tensor: Tensor, dimension: int | None, size: int) -> Tensor:
 
 
 def _pair(numbers: int | Sequence[int]) -> Pair:
-    rows, columns = (numbers, numbers) if isinstance(numbers, int) else numbers
-    return rows, columns
+    both = [numbers] if isinstance(numbers, int) else [*numbers]
+    return both[0], both[-1]

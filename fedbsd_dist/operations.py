@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -37,9 +38,11 @@ class FewKernels(TorchFunctionMode):
         return INSTEAD.get(function, function)(*args, **(kwargs or {}))
 
 
-def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As `F.linear`."""
-    kind = inputs.device.type
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `F.linear`; inside `vmap` so, but with weights for one output alone, that are a vector."""
+    if weight.dim() != 2:
+        return F.linear(input, weight, bias)
+    inputs, kind = input, input.device.type
     if torch.is_autocast_enabled(kind):
         inputs, weight = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (inputs, weight))
     outputs: Tensor = _Linear.apply(inputs.reshape(-1, inputs.shape[-1]), weight)
@@ -63,6 +66,7 @@ class _Linear(torch.autograd.Function):
         context.save_for_backward(*inputs)
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, gradient: Tensor) -> Any:
         inputs, weight = context.saved_tensors
         return gradient @ weight if context.needs_input_grad[0] else None, gradient.mT @ inputs
@@ -77,11 +81,11 @@ class _Linear(torch.autograd.Function):
         return _Linear.apply(inputs, weight.movedim(in_dims[1], 0)), 0
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
+def cross_entropy(input: Tensor, target: Tensor, **options: Any) -> Tensor:
     """As `F.cross_entropy`; so, of [b, num_classes] and int64 [b] without options, where every label is a class's."""
-    if options != PLAIN or logits.dim() != 2 or labels.dim() != 1:
-        return F.cross_entropy(logits, labels, **options)
-    of_each = -F.log_softmax(logits, 1).gather(1, labels[:, None])
+    if options != PLAIN or input.dim() != 2 or target.dim() != 1:
+        return F.cross_entropy(input, target, **options)
+    of_each = -F.log_softmax(input, 1).gather(1, target[:, None])
     return of_each.mean() if len(of_each) > 1 else of_each.view(())
 
 

@@ -59,6 +59,8 @@ class SGD:
 
     def gradients(self, loss: Tensor, weights: Tensor | None = None) -> Tensors:
         """Of `loss`, one for each parameter, in their order."""
+        if not self._parameters:
+            return []
         return torch.autograd.grad(loss, self._parameters, weights, allow_unused=True, materialize_grads=True)
 
     def apply(self, gradients: Tensors) -> None:

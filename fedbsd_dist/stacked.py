@@ -26,7 +26,8 @@ class Stacked(FlatModel):
             if name in private[0]:
                 self.buffers[name] = torch.stack([groups[name] for groups in private]).to(buffer.device)
             else:
-                common = buffer.expand(len(private), -1)
+                # not the live model's own, which each client's personal model will be in
+                common = buffer.clone().expand(len(private), -1)
                 self.buffers[name] = common if name in model.groups else common.contiguous()
 
     def put(self, state: Mapping[str, Tensor]) -> None:
@@ -37,13 +38,15 @@ class Stacked(FlatModel):
 
     def of(self, module: nn.Module) -> dict[str, Tensor]:
         """The parameters of `module`, the live one or a part of it, [num_clients, ...] by their names in it."""
-        values = dict(zip(map(id, self.module.parameters()), self.views(self.buffers), strict=True))
-        return {name: values[id(parameter)] for name, parameter in module.named_parameters()}
+        names = {id(parameter): name for name, parameter in self.module.named_parameters()}
+        return {name: self.view(self.buffers, names[id(own)]) for name, own in module.named_parameters()}
 
     def learned(self, values: Mapping[str, Tensor], whose: slice) -> None:
         """Make these, [num_clients, ...], the present values of parameters of some clients, by their names in the live
         module.
         """
+        if not values:
+            return
         for name in values:
             self._part(self._places[name][0])
         present = self.of(self.module)

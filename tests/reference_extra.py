@@ -39,7 +39,7 @@ class Scaffold(Method):
     defaults = published(mean="plain", server_lr=1.0)
 
     def start(self, initial: State) -> tuple[State, State]:
-        zero = {name: torch.zeros_like(tensor) for name, tensor in initial.items()}
+        zero = {name: torch.zeros_like(initial[name]) for name, _ in self.model.named_parameters()}
         return {**initial, **prefixed("control_", zero)}, prefixed("own_control_", zero)
 
     def learn(self, shared: State, private: State, client: Client, orders: Orders) -> Learned:
@@ -69,6 +69,8 @@ class Scaffold(Method):
         return {
             name: old + participation * average[name]
             if name.startswith("control_")
+            else average[name]
+            if "running_" in name
             else old + step * (average[name] - old)
             for name, old in shared.items()
         }
@@ -101,11 +103,17 @@ class PFedMe(Method):
                 for name in theta:
                     w[name] -= self.options["lr"] * lam * (w[name] - theta[name])
             steps.append((len(rows), loss.detach()))
-        return Learned(upload=w, private=prefixed("personal_", state_of(self.model)), steps=[steps])
+        learned = state_of(self.model)
+        # of running statistics there are those of theta alone
+        upload = {name: w[name] if name in theta else tensor for name, tensor in learned.items()}
+        return Learned(upload=upload, private=prefixed("personal_", learned), steps=[steps])
 
     def update(self, shared: State, average: State, participation: float) -> State:
         beta = self.options["beta"]
-        return {name: (1 - beta) * old + beta * average[name] for name, old in shared.items()}
+        return {
+            name: average[name] if "running_" in name else (1 - beta) * old + beta * average[name]
+            for name, old in shared.items()
+        }
 
     def deploy(self, shared: State, private: State) -> State:
         return unprefixed("personal_", private)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import federate, run_ranks, states
 from test_federation import FEW, NORM, bits, build
 from test_interface import alone
@@ -299,6 +300,41 @@ def whatever_the_ranks(facts: dict[str, Any]) -> dict[str, Any]:
     """A summary without what depends on their number."""
     federated = {kind: facts["bytes"][f"federated_{kind}"] for kind in ("up", "down")}
     return {**facts, "world_size": 0, "seconds": 0, "bytes": federated}
+
+
+# a layer that the model comes with as not to be learned
+
+
+def frozen_backbone(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    """A `model.factory`."""
+    return nn.Sequential(
+        nn.Sequential(nn.Flatten(), nn.Linear(shape[1] * shape[2], 64), nn.Tanh()).requires_grad_(False),
+        nn.Linear(64, num_classes),
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "together"),
+    [(name, 1) for name in METHODS if name not in ("fedbn", "pfedme")]
+    + [(name, 3) for name, method in METHODS.items() if method.stacks],
+)
+def test_a_frozen_backbone_stays_and_the_head_learns(method, together):
+    options = (f"method.name={method}", f"train.together={together}", "model.factory=test_methods:frozen_backbone")
+    federation = build(meet(), *SHORT, *options, "evaluate.every=1")
+    states_of = (federation.shared, *states(federation).values())
+    before = [{name: values.clone() for name, values in state.items()} for state in states_of]
+    for number in range(1, ROUNDS + 1):
+        report = federation.round(number)
+    dist.destroy_process_group()
+    moved = set()
+    for start, state in zip(before, (federation.shared, *states(federation).values()), strict=False):
+        for name, values in state.items():
+            # a mean of equal numbers is one to the last bit or but for that
+            if not torch.allclose(values, start[name], rtol=1e-6, atol=1e-9):
+                moved.add(name)
+    assert not {name for name in moved if name.endswith("backbone")}
+    assert moved or method == "fedbabu"
+    assert report.stages["trained"][:, 0].sum() > 0
 
 
 # what cannot be

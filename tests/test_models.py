@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedbsd_dist.config import Model
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.models.flat import FlatModel
+from fedbsd_dist.models.flat import Extra, FlatModel
 from fedbsd_dist.models.split import SplitModel, build_model
 from fedbsd_dist.models.zoo import NETWORKS
 
@@ -99,6 +99,31 @@ def with_state(layer: nn.Module) -> nn.Sequential:
 
 def cumulative(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
     return with_state(nn.BatchNorm1d(4, momentum=None))
+
+
+def of_the_batch(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    return with_state(nn.BatchNorm1d(4, track_running_stats=False))
+
+
+class Gate(nn.Module):
+    """A parameter without dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * features
+
+
+def gated(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    return with_state(Gate())
+
+
+def frozen_body(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    network = with_state(nn.Tanh())
+    network.body.requires_grad_(False)
+    return network
 
 
 class Masked(nn.Module):
@@ -319,6 +344,26 @@ def test_only_the_groups_that_train_have_gradients():
     assert not any(parameter.requires_grad for parameter in head)
 
 
+def test_a_copy_is_whole_and_shares_nothing():
+    model = FlatModel(build_model(ours("with_norm"), SHAPE, 10, 0), CPU)
+    model.extend({"own": Extra(like="backbone")})
+    twin, values = copy.deepcopy(model), model.clone()
+    for buffer in twin.buffers.values():
+        buffer.fill_(2.0)
+    floats = [tensor for tensor in twin.module.state_dict().values() if tensor.is_floating_point()]
+    assert all((tensor == 2).all() for tensor in floats)
+    assert all(torch.equal(model.buffers[name], before) for name, before in values.items())
+
+
+def test_a_parameter_may_be_one_number():
+    model = FlatModel(build_model(ours("gated"), SHAPE, 10, 0), CPU)
+    gate = model.module.backbone.mine.scale
+    assert (gate.shape, gate.item()) == ((), 2)
+    model.put({"backbone": torch.full_like(model.buffers["backbone"], 3.0)})
+    assert gate.item() == 3
+    assert [view.shape for view in model.views(model.clone())] == [of.shape for of in model.module.parameters()]
+
+
 def test_first_parameters_follow_from_the_seed_and_draw_from_no_other_stream():
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -427,6 +472,7 @@ def test_a_network_learns_with_every_parameter(name):
         ("tied", "two layers share a parameter"),
         ("doubles", "is torch.float64; every parameter must be torch.float32"),
         ("cumulative", r"model: backbone\.mine is batch norm with momentum=None.*Give it a momentum, such as 0\.1"),
+        ("of_the_batch", r"model: backbone\.mine is batch norm with track_running_stats=False.*use GroupNorm"),
         ("float_mask", r"model: backbone\.mine\.mask is not finite at the start.*torch\.bool"),
         ("not_a_number", r"model: backbone\.mine\.scale is not finite at the start"),
     ],

@@ -30,19 +30,41 @@ def convolved(**options: object) -> Callable[..., Tensor]:
 KERNELS = {"weight": draw(CLIENTS, 6, 2, 3, 2), "bias": draw(CLIENTS, 6)}
 IMAGES = draw(CLIENTS, SAMPLES, 2, 9, 8)
 ROWS = {"weight": draw(CLIENTS, 4, 7), "bias": draw(CLIENTS, 4)}
+WORDS = draw(CLIENTS, SAMPLES, 6, 7)
 CASES = {
     "convolution": (convolved(), KERNELS, (IMAGES,)),
     "without bias": (convolved(), {"weight": KERNELS["weight"]}, (IMAGES,)),
     "strided": (convolved(stride=2), KERNELS, (IMAGES,)),
     "dilated, padded": (convolved(dilation=(2, 1), padding=(1, 2)), KERNELS, (IMAGES,)),
     "padded to the same size": (convolved(padding="same"), {"weight": draw(CLIENTS, 6, 2, 3, 3)}, (IMAGES,)),
+    "one stride for both": (convolved(stride=(2,)), {"weight": KERNELS["weight"]}, (IMAGES,)),
+    "of an image alone": (
+        lambda state, images: torch.conv2d(input=images[0], weight=state["weight"]).tanh().sum(),
+        {"weight": KERNELS["weight"]},
+        (IMAGES,),
+    ),
+    "twice": (
+        lambda state, images: torch.conv2d(torch.conv2d(images, **state, padding=1).tanh(), **state).sum(),
+        {"weight": draw(CLIENTS, 2, 2, 3, 3)},
+        (IMAGES,),
+    ),
     "grouped": (convolved(groups=2), {"weight": draw(CLIENTS, 6, 1, 3, 2)}, (IMAGES,)),
     "many places": (convolved(), {"weight": draw(CLIENTS, 1, 2, 3, 2)}, (IMAGES,)),
     "linear": (lambda state, rows: F.linear(rows, **state).tanh().sum(), ROWS, (draw(CLIENTS, SAMPLES, 7),)),
+    "linear, to one output": (
+        lambda state, rows: F.linear(input=rows, weight=state["weight"]).tanh().sum(),
+        {"weight": draw(CLIENTS, 7)},
+        (draw(CLIENTS, SAMPLES, 7),),
+    ),
+    "attention": (
+        lambda state, words: F.scaled_dot_product_attention(words, F.linear(words, **state), words).tanh().sum(),
+        {"weight": draw(CLIENTS, 7, 7)},
+        (WORDS,),
+    ),
     "linear, of words": (
         lambda state, words: F.linear(words, **state).tanh().sum(),
         {"weight": ROWS["weight"]},
-        (draw(CLIENTS, SAMPLES, 6, 7),),
+        (WORDS,),
     ),
     "linear, of what is the same for all": (
         lambda state, rows: (F.linear(torch.ones_like(state["weight"][:1]), **state) + rows).tanh().sum(),
@@ -125,6 +147,17 @@ def test_inside_vmap_numbers_and_gradients_are_those_of_a_loop(case, common):
     found = stacked(FewKernels(), loss, state, rows, None if common else 0)
     for value, wanted in zip(gradients(found, *differentiable(state, rows)), expected, strict=True):
         torch.testing.assert_close(value, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", ["convolution", "linear"])
+def test_a_gradient_of_a_gradient_is_refused(case):
+    """It would be without what goes through the products."""
+    loss, values, batch = CASES[case]
+    state, rows = inputs(values, batch)
+    losses = stacked(FewKernels(), loss, state, rows)
+    (gradient,) = torch.autograd.grad(losses.sum(), [state["weight"]], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
 
 
 class Kernels(TorchDispatchMode):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 from ranks import run_ranks, states
 from test_federation import NORM, build
@@ -16,12 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedbsd_dist.batches import LARGE_BATCH
 from fedbsd_dist.client import Turn
+from fedbsd_dist.commandline import load
 from fedbsd_dist.config import MethodOptions
 from fedbsd_dist.federation import Federation, Report
-from fedbsd_dist.methods import METHODS
+from fedbsd_dist.methods import METHODS, OPTIONS
 from fedbsd_dist.methods.contract import Method, classify
 from fedbsd_dist.optimizer import toward
+from fedbsd_dist.plan import make_plan
 from fedbsd_dist.together import Turns, groups
 from fedbsd_dist.wire.world import World, meet
 
@@ -169,6 +173,7 @@ def here(*options: str) -> Values:
 def test_learning_together_equals_learning_one_at_a_time(case, ranks, together, monkeypatch):
     """And what vmap has no rule for, and would do client by client, is an error."""
     monkeypatch.setattr("fedbsd_dist.together.PREPARED", 25)  # few samples are many
+    monkeypatch.setitem(LARGE_BATCH, "cpu", 2)  # fewer than clients
     options = (*CASES[case], f"train.together={together}")
     expected = one_at_a_time(*CASES[case])
     if ranks == 1:
@@ -215,6 +220,30 @@ def test_a_step_of_many_clients_takes_no_more_operations_than_one_of_two(world):
     assert "aten._local_scalar_dense.default" not in of_ten
 
 
+class Mine(MethodOptions):
+    name: Literal["mine"] = "mine"
+
+
+class Doubles(Method[Mine]):
+    """What all clients have in common while they learn is each one's own to change where it is tested."""
+
+    Options = Mine
+    shared = ("backbone", "head")
+    stacks = True
+
+    def learn(self, turn: Turn) -> Tensor:
+        return classify(turn, 1, parts=["backbone"])
+
+    def deploy(self, turn: Turn) -> None:
+        turn.model.buffers["head"].mul_(2)
+
+
+def test_a_test_changes_nothing_that_others_have_in_common():
+    mine = (f"method.factory={__name__}:Doubles",)
+    found, expected = (here(*mine, "train.together=4", f"evaluate.every={every}") for every in (1, 0))
+    assert_equal({name: found[name] for name in ("backbone", "head")}, {n: expected[n] for n in ("backbone", "head")})
+
+
 def test_a_client_that_diverges_among_others_changes_none_of_them(world):
     options, late = ("method.name=fedper", "train.participation=1.0"), 3
     found = []
@@ -252,6 +281,18 @@ class Branching(nn.Sequential):
         return super().forward(images if images.sum() > 0 else -images)
 
 
+def no_dropout(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    """A `model.factory`, with a layer that does nothing."""
+    return nn.Sequential(
+        smooth(shape, num_classes), nn.Sequential(nn.Dropout(0.0), nn.Linear(num_classes, num_classes))
+    )
+
+
+def test_dropout_of_nothing_is_no_dropout():
+    options = (f"model.factory={__name__}:no_dropout", "method.name=fedavg")
+    assert_equal(here(*options, "train.together=3"), here(*options))
+
+
 def _linear(kind: type[nn.Sequential]) -> Any:
     return lambda shape, num_classes: nn.Sequential(
         kind(nn.Flatten(), nn.Linear(int(np.prod(shape)), 8)), nn.Linear(8, num_classes)
@@ -259,10 +300,6 @@ def _linear(kind: type[nn.Sequential]) -> Any:
 
 
 noisy, centred, branching = _linear(Noisy), _linear(Centred), _linear(Branching)
-
-
-class Mine(MethodOptions):
-    name: Literal["mine"] = "mine"
 
 
 class Held(Method[Mine]):
@@ -298,6 +335,43 @@ def test_what_cannot_learn_together_is_refused_before_the_first_round(case, tmp_
     assert "Set train.together=1" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+class Weighted(Method[Mine]):
+    """FedAvg with a weight for each class: a mean over the batch that its other samples have a part in."""
+
+    Options = Mine
+    shared = ("backbone", "head")
+    stacks = True
+
+    def learn(self, turn: Turn) -> Tensor:
+        weights = torch.tensor([0.1, 1.0, 5.0, 2.0])
+
+        def loss(images: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+            classification = F.cross_entropy(turn.model.module(images), labels, weights)
+            return classification, [classification]
+
+        return turn.sgd(loss, epochs=1)
+
+
+def test_a_loss_that_is_no_mean_of_terms_of_samples_is_refused(tmp_path: Path, capsys):
+    mine = (f"method.factory={__name__}:Weighted", f"run.dir={tmp_path}/run")
+    assert alone(*COMMON, *mine, "train.together=4") == 2
+    error = capsys.readouterr().err
+    assert "test_together:Weighted what each of them learns alone" in error
+    assert "Set train.together=1" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    assert alone(*COMMON, *mine) == 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("network", ["cnn", "resnet18_gn"])
+def test_rounding_is_not_refused(network, precision):
+    """By the largest of differences there are: in half precision, and through many normalisations."""
+    options = (f"model.name={network}", "model.factory=''", f"train.precision={precision}", "train.together=2")
+    plan = make_plan(load([*COMMON, *options], OPTIONS), meet())
+    assert plan.config.train.together == 2
 
 
 def test_a_method_that_is_not_what_it_says_is_refused(tmp_path: Path, capsys):

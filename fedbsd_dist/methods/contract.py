@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fedbsd_dist.client import Turn
 from fedbsd_dist.config import MethodOptions, Train
-from fedbsd_dist.models.flat import PARAMETERS, Extra, FlatModel, State
+from fedbsd_dist.models.flat import PARAMETERS, STATISTICS, Extra, FlatModel, State
 from fedbsd_dist.optimizer import Correct
 
 AnyOptions = TypeVar("AnyOptions", bound=MethodOptions)
@@ -113,6 +113,14 @@ def fine_tune(turn: Turn, what: Literal["head", "all"], epochs: int) -> None:
 def copies(prefix: str, groups: Sequence[str]) -> dict[str, Extra]:
     """A private copy of these groups, called PREFIX_GROUP, which starts as the model does."""
     return {f"{prefix}_{group}": Extra(like=group) for group in groups}
+
+
+def toward_mean(shared: Mapping[str, Tensor], mean: Mapping[str, Tensor], rate: float) -> State:
+    """The server's part of the way to the mean upload. Of running statistics it is the mean itself: beyond it, a
+    variance may be negative.
+    """
+    moved = {name: values + rate * (mean[name] - values) for name, values in shared.items()}
+    return {**moved, **{name: mean[name] for name in STATISTICS.values() if name in shared}}
 
 
 def together(*sums: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fedbsd_dist.client import Turn
 from fedbsd_dist.config import MethodOptions
-from fedbsd_dist.methods.contract import Method, copies
+from fedbsd_dist.methods.contract import Method, copies, toward_mean
 from fedbsd_dist.models.flat import Extra, State
 from fedbsd_dist.optimizer import SGD, plain, toward
 
@@ -76,7 +76,7 @@ class PFedMe(Method[Options]):
         self, shared: Mapping[str, Tensor], mean: Mapping[str, Tensor], weight: float, num_clients: int
     ) -> State:
         """Of w and the mean of the local w."""
-        return {name: values + self.options.beta * (mean[name] - values) for name, values in shared.items()}
+        return toward_mean(shared, mean, self.options.beta)
 
     def deploy(self, turn: Turn) -> None:
         """Theta, as it was after the client's last local learning."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedbsd_dist.client import Turn
 from fedbsd_dist.config import MethodOptions
-from fedbsd_dist.methods.contract import Method, classify
+from fedbsd_dist.methods.contract import Method, classify, toward_mean
 from fedbsd_dist.models.flat import PARAMETERS, Extra, State
 from fedbsd_dist.optimizer import Tensors
 
@@ -68,7 +68,7 @@ class Scaffold(Method[Options]):
         self, shared: Mapping[str, Tensor], mean: Mapping[str, Tensor], weight: float, num_clients: int
     ) -> State:
         """`weight` is |S|, the number of clients that uploaded."""
-        moved = {name: shared[name] + self.options.server_lr * (mean[name] - shared[name]) for name in shared}
+        moved = toward_mean(shared, mean, self.options.server_lr)
         for name in (f"control_{part}" for part in PARAMETERS):
             moved[name] = shared[name] + weight / num_clients * mean[name]
         return moved

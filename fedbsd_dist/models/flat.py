@@ -10,6 +10,7 @@ import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class FlatModel:
         """`norm_apart`: the parameters of batch norm are the group `norm`, and not in `backbone` and `head`.
 
         Raises UserError for tensors shared between layers, for those that are not float32 or not finite, and for
-        batch norm without a momentum.
+        batch norm without a momentum or running statistics.
         """
         self.module = model.to(device)
         named = list(_state(model, norm_apart))
@@ -67,6 +68,7 @@ class FlatModel:
                 self._move(tensors, group)
         self.groups = tuple(self.buffers)
         """The model's own."""
+        self._frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
         self.has_batch_norm = any(isinstance(layer, _BatchNorm) for layer in model.modules())
         """Whether the model, in training, needs more than one sample at a time."""
 
@@ -78,6 +80,16 @@ class FlatModel:
             view.copy_(tensor.detach())
             tensor.data = view
             offset += view.numel()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FlatModel":
+        """Its module's tensors are views into the copy's buffers, which those that PyTorch copies are not."""
+        twin = copy.copy(self)
+        twin.module = copy.deepcopy(self.module, memo)
+        twin.buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
+        tensors = {**dict(twin.module.named_parameters()), **dict(twin.module.named_buffers())}
+        for name in self._places:
+            tensors[name].data = twin.view(twin.buffers, name)
+        return twin
 
     def extend(self, extras: Mapping[str, Extra]) -> None:
         """Add a method's buffers."""
@@ -124,8 +136,12 @@ class FlatModel:
         """Of other values of the groups, tensors shaped and laid out as the parameters that `train_only(parts)`
         gives, and in their order.
         """
-        places = [self._places[name] for name, _ in self.module.named_parameters() if name.partition(".")[0] in parts]
-        return [_view(state[group], offset, shape) for group, offset, shape in places]
+        return [self.view(state, name) for name, _ in self._learning(parts)]
+
+    def view(self, state: Mapping[str, Tensor], name: str) -> Tensor:
+        """The same of one tensor, by its name in the live module."""
+        group, offset, shape = self._places[name]
+        return _view(state[group], offset, shape)
 
     @property
     def digest(self) -> bytes:
@@ -137,13 +153,18 @@ class FlatModel:
 
     def train_only(self, parts: Sequence[str] = PARAMETERS) -> list[nn.Parameter]:
         """Training mode, with gradients for the parameters of `parts` alone, which are returned: of the backbone
-        and the head, or of one of them.
+        and the head, or of one of them. Never those that the model came with as not to be learned.
         """
         self.module.train().requires_grad_(False)
-        chosen = [tensor for name, tensor in self.module.named_parameters() if name.partition(".")[0] in parts]
+        chosen = [parameter for _, parameter in self._learning(parts)]
         for parameter in chosen:
             parameter.requires_grad_()
         return chosen
+
+    def _learning(self, parts: Sequence[str]) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.module.named_parameters():
+            if name.partition(".")[0] in parts and name not in self._frozen:
+                yield name, parameter
 
 
 def frozen(module: nn.Module) -> nn.Module:
@@ -184,7 +205,12 @@ def _check(model: nn.Module, named: list[tuple[str, str, Tensor]]) -> None:
                 "a mask of -inf, in forward, or register it as a buffer of torch.bool: buffers of floats are averaged."
             )
     for name, layer in model.named_modules():
-        if isinstance(layer, _BatchNorm) and layer.track_running_stats and layer.momentum is None:
+        if isinstance(layer, _BatchNorm) and not layer.track_running_stats:
+            raise UserError(
+                f"model: {name} is batch norm with track_running_stats=False: what it says of a test sample depends on "
+                "those tested with it. Leave it true, or use GroupNorm."
+            )
+        if isinstance(layer, _BatchNorm) and layer.momentum is None:
             # its mean goes by num_batches_tracked, which is not in the groups: it would run on from client to client
             raise UserError(
                 f"model: {name} is batch norm with momentum=None, whose statistics would depend on the number of "
@@ -200,4 +226,4 @@ def _view(buffer: Tensor, offset: int, shape: torch.Size) -> Tensor:
     if len(shape) == 4:
         out, into, height, width = shape
         return view.view(*buffer.shape[:-1], out, height, width, into).movedim(-1, -3)
-    return view.view(*buffer.shape[:-1], *shape)
+    return view.view((*buffer.shape[:-1], *shape))
