@@ -18,6 +18,9 @@ from fedbsd_dist.config import MethodOptions, RunConfig, Section
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.factories import resolve
 
+UNREADABLE = (yaml.YAMLError, ValueError, KeyError, RecursionError)
+"""What YAML raises of a text: the others of a tag that its value does not fit, or of numbers and lists without end."""
+
 Methods = Mapping[str, type[MethodOptions]]
 
 
@@ -152,7 +155,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         values = dialect.parse(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: cannot read this configuration file: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
@@ -166,11 +169,16 @@ def _override(values: dict[str, Any], argument: str) -> None:
     *sections, field = key.split(".")
     try:
         value = dialect.parse(text)
-    except yaml.YAMLError:
+    except UNREADABLE:
         raise UserError(f"{argument}: the value is not valid YAML; quote it.") from None
     for section in sections:
         if isinstance(values.get(section), list):
-            values[section] = {}  # a sweep of the whole section, which a field of it replaces
+            if field != "name":
+                raise UserError(
+                    f"{argument}: {section} is a list here, of {len(values[section])}, and this is of one. Give "
+                    f"{section}.name before it, or the list anew with {field} in its elements."
+                )
+            values[section] = {}  # a sweep of the whole section: one of them takes its place
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise UserError(f"{argument}: {section} was given as a value, but it is a section.")

@@ -3,9 +3,10 @@
 A field's docstring is its help text (`--help` prints them all), with its unit and source.
 """
 
+import os
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
 
 from fedbsd_dist import dialect
 
@@ -16,10 +17,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
+Folder = Annotated[str, AfterValidator(os.path.expanduser)]
+"""The user's own, ~, may begin it."""
+
+
 class Run(Section):
     """Where the run lives and what it runs on."""
 
-    dir: str = "auto"
+    dir: Folder = "auto"
     """Run directory; `auto`: runs/METHOD-SOURCE-sSEED-DATE-TIME."""
     overwrite: bool = False
     """Delete the run that `run.dir` already holds, finished or not, and start again."""
@@ -277,7 +282,7 @@ class Profile(Section):
 class Sweep(Section):
     """Several runs in one launch: an option that is given a list makes one of each value, several their product."""
 
-    dir: str = "auto"
+    dir: Folder = "auto"
     """Folder of the runs, one subfolder each, of which finished ones are skipped; `auto`: runs/sweep-DATE-TIME."""
     slice: str = Field("0/1", pattern=r"^[0-9]+/[1-9][0-9]*$")
     """I/N: do only the runs I, I + N, I + 2N, ..., counted from 0: a part for each of N launches."""

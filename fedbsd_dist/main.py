@@ -40,7 +40,7 @@ def run(arguments: Sequence[str], world: World) -> None:
             check, options = check_flag(arguments)
             environment.check()
             points = expand(options, OPTIONS)
-        if points[0].name:
+        if len(points) > 1 or points[0].name:
             return run_all(points, check, world, planned, one_run)
         plan = planned(points[0].config, world, check)
         if check is not None:
@@ -79,6 +79,8 @@ def one_run(plan: Plan, world: World) -> bool:
         with world.one_voice("start"):
             if world.is_server:
                 lock.enter_context(claim.claim(run_dir, config))
+                # another launch may have had it since
+                directory.check(config)
                 if config.run.resume == "auto":
                     found = checkpoints.newest()
                 directory.check_partition(run_dir, plan.samples.identity, plan.partition.sha256, found)

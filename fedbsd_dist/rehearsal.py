@@ -155,7 +155,7 @@ def check_captured(config: RunConfig, model: FlatModel, shape: Shape, num_classe
 
 def check_stacked(config: RunConfig, model: FlatModel, shape: Shape, num_classes: int) -> None:
     """Raises UserError where two clients together do not learn what each of them learns alone: the method is not as it
-    says with `stacks`. On copies of `model`, which computes in float32. Of what else fails the rehearsal of memory tells.
+    says with `stacks`. On copies of `model`, which computes in float32. Of what else fails the rehearsal tells.
     """
     shard = _shard(shape, num_classes, FEW[0], model.device)
     noise = torch.randint(256, shard.train_images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -112,19 +112,18 @@ def _check(asked: _Asked, groups: Sequence[Group]) -> None:
 
 def _asked(arguments: Sequence[str]) -> _Asked:
     given, rest = flags(arguments, ("out", "target", "own", "baseline", "best", "keep", "figures"))
-    folders = [Path(argument) for argument in rest]
+    folders = [Path(argument).expanduser() for argument in rest]
     if not folders:
         raise UserError("no runs named. Give run directories, or a folder with some in it; --help says more.")
-    out = Path(given.get("out") or (folders[0] if len(folders) == 1 else "report"))
+    out = given.get("out")
+    of = {name: Path(given[name]).expanduser() if name in given else None for name in ("best", "keep", "figures")}
     return _Asked(
         folders=folders,
-        out=out,
+        out=Path(out).expanduser() if out else folders[0] if len(folders) == 1 else Path("report"),
         target=fraction("target", given["target"], 1, 0.9) if "target" in given else None,
         own=given["own"].split(",") if "own" in given else [],
         baseline=given.get("baseline") or compare.BASELINE,
-        best=Path(given["best"]) if "best" in given else None,
-        keep=Path(given["keep"]) if "keep" in given else None,
-        figures=Path(given["figures"]) if "figures" in given else None,
+        **of,
     )
 
 

@@ -40,8 +40,9 @@ def run_all(
         found = inspect(planned(configs[0], world.within("check"), check), world) if check == 0 else ""
         world.say(f"{texts[0]}{found}\n\nThe first of {len(texts)} runs:\n{progress.listing}")
         return world.leave()
-    if world.is_server and points[0].config.sweep.dir == AUTO:
-        claim.remember(Path(folder))
+    with world.one_voice("folder"):
+        if world.is_server and points[0].config.sweep.dir == AUTO:
+            claim.remember(Path(folder))
     world.say(f"sweep: {len(configs)} of {len(points)} runs, in {folder}")
     for number, config in enumerate(configs):
         if progress.begin(number):

@@ -13,9 +13,11 @@ option() { # the value of the last argument $1=VALUE of the others
     printf '%s' "$value"
 }
 
-saved() { # what runs in the folder $1 (or it is one) were stopped, where, and which are finished
+saved() { # what runs in the folder $1 (or it is one) have saved: where they were stopped, their ends, checkpoints
     # by listing the folder: a network file system may remember for a minute that a file was not there
-    find "$1" -maxdepth 2 '(' -name PREEMPTED -o -name summary.json ')' -exec cksum {} + 2>/dev/null | sort
+    # -H: it may be a link; deepest are the manifests of checkpoints, RUN/checkpoints/round-000001/manifest.json
+    find -H "$1" -maxdepth 4 '(' -name PREEMPTED -o -name summary.json -o -name manifest.json ')' -exec cksum {} + \
+        2>/dev/null | sort
 }
 
 launch() { # $1: the folder of the run or sweep; the rest: options

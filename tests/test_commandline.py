@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from fedbsd_dist import main
-from fedbsd_dist.commandline import help_text, load
+from fedbsd_dist.commandline import help_text, load, read_values
 from fedbsd_dist.config import RunConfig, Section
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.methods import OPTIONS
@@ -100,7 +100,28 @@ def test_an_empty_file_is_all_defaults(tmp_path) -> None:
     assert load([write(tmp_path / "run.yaml", "# nothing yet\n")], OPTIONS) == load([], OPTIONS)
 
 
-TEXTS = ["plain", "true", "no", "~", "12", "1.5", "1e3", "0x1f", "2026-01-31", "1:30", "a: b", "# x", "two words", "é"]
+TEXTS = ["plain", "true", "no", "a~", "12", "1.5", "1e3", "0x1f", "2026-01-31", "1:30", "a: b", "# x", "two words", "é"]
+
+
+@pytest.mark.parametrize("option", ["run.dir", "sweep.dir"])
+def test_a_folder_may_begin_with_the_users_own(option: str, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    section = option.partition(".")[0]
+    assert getattr(load([f"{option}=~/mine"], OPTIONS), section).dir == "/home/me/mine"
+
+
+@pytest.mark.parametrize("value", ["!!int abc", "!!float x", "!!timestamp 2001-99-99", "9" * 5000, "[" * 3000])
+def test_what_yaml_cannot_make_a_value_of_is_one_message(value: str, tmp_path) -> None:
+    with pytest.raises(UserError, match="not valid YAML"):
+        load([f"train.lr={value}"], OPTIONS)
+    with pytest.raises(UserError, match="not valid YAML"):
+        load([write(tmp_path / "run.yaml", f"seed: {value}\n")], OPTIONS)
+
+
+def test_an_option_of_one_method_does_not_replace_a_list_of_them() -> None:
+    with pytest.raises(UserError, match=r"method\.mean=plain: method is a list here, of 2.*method\.name before it"):
+        read_values(["method=[fedavg,fedbsd]", "method.mean=plain"])
+    assert read_values(["method=[fedavg,fedbsd]", "method.name=fedper"])["method"] == {"name": "fedper"}
 
 
 @pytest.mark.parametrize("text", TEXTS)

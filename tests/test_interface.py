@@ -159,6 +159,7 @@ def test_an_unfinished_run_is_refused_without_resume(finished: Path, tmp_path, c
     for name in sorted(LEFT - {"summary.json", "partition.json"}):  # a preview leaves the latter as well
         directory = tmp_path / name
         directory.mkdir()
+        (directory / LOCK).touch()
         if (finished / name).is_dir():
             (directory / name).mkdir()
         else:
@@ -167,6 +168,17 @@ def test_an_unfinished_run_is_refused_without_resume(finished: Path, tmp_path, c
         assert alone(*SHORT, f"run.dir={directory}") == 2
         assert "run.resume=auto" in capsys.readouterr().err
         assert tree(directory) == before
+
+
+@pytest.mark.parametrize("option", ["run.overwrite=false", "run.overwrite=true", "run.resume=auto"])
+def test_what_was_never_a_run_is_not_touched(option: str, tmp_path, capsys) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/mine.pt").write_text("mine")
+    (tmp_path / "config.yaml").write_text("mine: 1")
+    before = tree(tmp_path)
+    assert alone(*SHORT, f"run.dir={tmp_path}", option) == 2
+    assert "is of no run. Choose another run.dir." in capsys.readouterr().err
+    assert tree(tmp_path) == before
 
 
 def test_a_directory_with_only_other_files_is_free(tmp_path) -> None:

@@ -16,7 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_interface import alone, tree
 
-from fedbsd_dist.record import checkpoint, saved
+from fedbsd_dist.record import checkpoint, claim, saved
 from fedbsd_dist.record.recorder import Recorder
 
 OPTIONS = (
@@ -259,6 +259,95 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, stopped: Path
     assert outcome(stopped) == outcome(whole)
 
 
+def drop_line(path: Path, number: int) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    del lines[number]
+    path.write_text("".join(lines))
+
+
+LACKING = {
+    "metrics.jsonl": "metrics.jsonl does not know round 2",
+    "ledger.jsonl": "ledger.jsonl lacks collectives of round",
+    "clients.csv": "clients.csv lacks clients of round 1, received",
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_a_record_that_lacks_something_is_not_gone_on_from(name: str, stopped: Path, whole: Path, capsys) -> None:
+    """What the summary says would be without it. A line of the checkpoint before is missed by that one, too."""
+    drop_line(stopped / name, 1)
+    before = tree(stopped)
+    capsys.readouterr()
+    assert resume(stopped) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("fedbsd_dist: ") == 1
+    assert LACKING[name] in err
+    assert "Bring back the files" in err
+    assert tree(stopped) == before
+    (stopped / name).unlink()
+    assert resume(stopped) == 2
+
+
+def test_a_record_that_lacks_its_last_round_goes_on_from_the_one_before(stopped: Path, whole: Path, capsys) -> None:
+    drop_line(stopped / "metrics.jsonl", 2)
+    assert resume(stopped) == 0
+    assert "metrics.jsonl does not know round 3" in capsys.readouterr().err
+    assert outcome(stopped) == outcome(whole)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "ledger.jsonl"])
+@pytest.mark.parametrize("line", ["{", "[1]", "nothing"])
+def test_a_line_that_is_none_is_named(name: str, line: str, stopped: Path, capsys) -> None:
+    text = (stopped / name).read_text()
+    (stopped / name).write_text(f"{line}\n{text}")
+    before = tree(stopped)
+    capsys.readouterr()
+    assert resume(stopped) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert f"{name}: line 1 is no line of a record" in err
+    assert tree(stopped) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_a_summary_that_is_none_is_named(text: str, whole: Path, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "summary.json").write_text(text)
+    before = tree(run)
+    capsys.readouterr()
+    assert resume(run) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "summary.json: is no summary of a run" in err
+    assert tree(run) == before
+
+
+def test_a_run_does_not_end_at_a_checkpoint_without_its_last_tests(stopped: Path, capsys) -> None:
+    before = tree(stopped)
+    assert resume(stopped, "train.rounds=3") == 2
+    assert "Use train.rounds=4 or more" in capsys.readouterr().err
+    assert tree(stopped) == before
+
+
+@pytest.mark.parametrize("option", ["run.resume=never", "run.resume=auto"])
+def test_another_launch_may_have_finished_while_the_lock_was_waited_for(
+    option: str, whole: Path, tmp_path, monkeypatch, capsys
+) -> None:
+    """Then its run is not run over, and not taken for this one."""
+    run, claimed = tmp_path / "run", claim.claim
+
+    def late(*arguments: Any) -> Any:
+        shutil.copytree(whole, run, dirs_exist_ok=True)
+        return claimed(*arguments)
+
+    monkeypatch.setattr(claim, "claim", late)
+    assert alone(*OPTIONS, f"run.dir={run}", option, "train.lr=0.03") == 2
+    assert "holds a finished run" in capsys.readouterr().err
+    assert outcome(run) == outcome(whole)
+
+
 def test_without_any_good_checkpoint_nothing_is_started_again_unasked(stopped: Path, whole: Path, capsys) -> None:
     for folder in stopped.glob(FOLDERS):
         flip_a_byte(folder)
@@ -351,7 +440,7 @@ def test_other_settings_are_refused(option: str, stopped: Path, capsys) -> None:
     assert err.count("\n") == 1
     key, _, value = option.partition("=")
     assert re.search(
-        rf"settings: {key} was \S+ and is {value}\. " if key != "train.rounds" else "rounds=3 or more", err
+        rf"settings: {key} was \S+ and is {value}\. " if key != "train.rounds" else "rounds=4 or more", err
     )
     assert tree(stopped) == before
 

@@ -60,7 +60,8 @@ def _make(factory: Network, images: Tensor, num_classes: int, name: str) -> tupl
     channels, height, width = images.shape[1:]
     size = f"images of {channels}x{height}x{width} (c x h x w)"
     with _users_code(f"model {name} does not take {size}"):
-        network = factory((channels, height, width), num_classes)
+        # a copy: where the factory returns one again, it is as it was
+        network = copy.deepcopy(factory((channels, height, width), num_classes))
         if not isinstance(network, nn.Module):
             raise UserError(
                 f"model.factory={name}: must return an nn.Module, such as an nn.Sequential of layers, "

@@ -20,9 +20,10 @@ import torch
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.private import PrivateState
-from fedbsd_dist.record.directory import CHECKPOINTS, METRICS, differences, read_lines, settings
+from fedbsd_dist.record.directory import CHECKPOINTS, differences, settings
 from fedbsd_dist.record.files import sync, telling, write_atomically, write_new
 from fedbsd_dist.record.saved import MANIFEST, SHARED, Damaged, Manifest, Tensors, client_file, folder_name, verified
+from fedbsd_dist.record.whole import missing, was_last
 from fedbsd_dist.wire.world import World
 
 PRIVATE = 0o600
@@ -151,15 +152,14 @@ class Checkpoints:
         Raises UserError when that checkpoint is of other settings, or of another number of ranks without
         `run.rehost`, or when there are checkpoints and none is as it was written.
         """
-        recorded = {line["round"] for line in read_lines(self._folder.parent / METRICS)}
         damaged = []
         for folder in reversed(self._folders()):
             if not (folder / MANIFEST).exists():
                 continue  # it was being written when the run ended
             try:
                 manifest = verified(folder)
-                if manifest.round not in recorded:
-                    raise Damaged(f"{METRICS} does not know its round")
+                if lack := missing(self._folder.parent, manifest.round):
+                    raise Damaged(lack)
             except Damaged as damage:
                 damaged.append(f"{folder} is damaged: {damage}.")
             else:
@@ -180,10 +180,12 @@ class Checkpoints:
         differing = differences(manifest.settings, settings(config))
         if differing:
             raise UserError(f"{head} is of other settings: {differing}. Give the same ones, or choose another run.dir.")
-        if manifest.round > config.train.rounds:
+        ended = was_last(self._folder.parent, manifest.round)
+        if manifest.round > config.train.rounds or (manifest.round == config.train.rounds and not ended):
+            is_there = "further" if manifest.round > config.train.rounds else "there, without the tests of a last round"
             raise UserError(
-                f"train.rounds={config.train.rounds}: {folder} is already further. Use train.rounds={manifest.round} "
-                "or more."
+                f"train.rounds={config.train.rounds}: {folder} is already {is_there}. Use "
+                f"train.rounds={manifest.round + (not ended)} or more."
             )
         hosting = (manifest.world_size, manifest.server_trains)
         if hosting != (self._world.size, config.server.trains) and not config.run.rehost:

@@ -12,11 +12,9 @@ from pathlib import Path
 
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.errors import UserError
-from fedbsd_dist.record.directory import AUTO, OURS, new_name
+from fedbsd_dist.record.directory import AUTO, LOCK, OURS, new_name
 from fedbsd_dist.wire.world import World
 
-LOCK = ".lock"
-"""Held while a launch writes in the directory; names the launch."""
 MARK = ".shared-"
 """Prefix of a file by which ranks see that they have one directory."""
 PATIENCE = 45.0
@@ -101,8 +99,12 @@ def agree_sweep(config: RunConfig, world: World) -> str:
 
 
 def remember(folder: Path) -> None:
-    """For `agree_sweep`, of the launch's next start."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """For `agree_sweep`, of the launch's next start. Raises UserError where another launch has chosen the same name."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if not (folder / LOCK).exists() or (folder / LOCK).read_text() != _launcher():
+            raise UserError(f"{folder}: another launch has just begun there. Start this one again.") from None
     (folder / LOCK).write_text(_launcher())
 
 
@@ -110,10 +112,13 @@ def check_shared(path: Path, world: World) -> None:
     """Raises UserError on a rank that does not see in the directory what rank 0 writes there, or cannot write."""
     mark = path / world.told("mark", f"{MARK}{secrets.token_hex(8)}")
     if world.is_server:
-        mark.touch()
+        with suppress(OSError):  # told below
+            mark.touch()
     mine = mark.with_name(f"{mark.name}-{world.rank}")
     world.wait("marked")
     try:
+        if world.is_server and not mark.exists():
+            mark.touch()
         if not mark.exists():
             raise UserError(
                 f"run.dir={path}: rank {world.rank} does not see what rank 0 writes there, so it is not one directory "

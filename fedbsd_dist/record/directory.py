@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fedbsd_dist import dialect
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data import manifest
@@ -23,6 +25,8 @@ SUMMARY, CONFIG, PARTITION, METRICS, CLIENTS, LEDGER = (
     "ledger.jsonl",
 )
 TENSORBOARD, CHECKPOINTS, TRACES, TRAFFIC = "tensorboard", "checkpoints", "traces", "traffic"
+LOCK = ".lock"
+"""Held while a launch writes in the directory; names the launch."""
 PREEMPTED = "PREEMPTED"
 """There while a run that was asked to stop, and has saved, has not gone on."""
 AUTO = "auto"
@@ -62,6 +66,13 @@ def check(config: RunConfig) -> None:
     nearest(config)
     if config.run.overwrite and config.run.resume == "auto":
         raise UserError("run.overwrite=true and run.resume=auto contradict each other. Choose one.")
+    try:
+        ours = [name for name in OURS if name != PARTITION and (path / name).exists()]  # which a preview may have made
+        is_a_run = any((path / name).exists() for name in (LOCK, METRICS))
+    except OSError as error:
+        raise UserError(f"run.dir={path}: cannot be read ({error.strerror}). Choose another run.dir.") from None
+    if ours and not is_a_run:
+        raise UserError(f"run.dir={path}: its {ours[0]} is of no run. Choose another run.dir.")
     if config.run.overwrite:
         return
     if config.run.resume == "auto":
@@ -70,7 +81,7 @@ def check(config: RunConfig) -> None:
         raise UserError(
             f"run.dir={path}: holds a finished run. Choose another run.dir, or run.overwrite=true to replace it."
         )
-    if any((path / name).exists() for name in OURS if name != PARTITION):  # which a preview may have written
+    if ours:
         raise UserError(
             f"run.dir={path}: holds an unfinished run. Go on with run.resume=auto, "
             "replace it with run.overwrite=true, or choose another run.dir."
@@ -81,11 +92,21 @@ def _check_finished(path: Path, config: RunConfig) -> None:
     """Raises UserError where `path` holds a finished run that is not the one asked for."""
     if not is_finished(path):
         return
-    summary = json.loads((path / SUMMARY).read_text())
-    if (summary["settings_sha256"], summary["rounds"]) != (settings_sha256(config), config.train.rounds):
-        then = dialect.parse((path / CONFIG).read_text())
+    try:
+        summary = json.loads((path / SUMMARY).read_text())
+        found = summary["settings_sha256"], summary["rounds"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path / SUMMARY}: is no summary of a run ({type(error).__name__}: {error}). Bring it back; or delete it, "
+            "and the run goes on from its last checkpoint."
+        ) from None
+    if found != (settings_sha256(config), config.train.rounds):
         rounds = {"train.rounds": config.train.rounds}
-        differing = differences(_flat(then), {**settings(config), **rounds})
+        try:
+            then = _flat(dialect.parse((path / CONFIG).read_text()))
+        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            then = {}  # it is damaged, too
+        differing = differences(then, {**settings(config), **rounds}) if then else ""
         raise UserError(
             f"run.dir={path}: holds a finished run of other settings: {differing or f'compare its {CONFIG}'}. "
             "Choose another run.dir, or run.overwrite=true to replace it."
@@ -148,7 +169,20 @@ def check_partition(path: Path, identity: str, sha256: str, resumed: int) -> Non
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; a last line cut short by a crash is left out."""
+    """The objects of a .jsonl file; a last line cut short by a crash is left out.
+
+    Raises UserError for another line that is none.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True), start=1):
+        try:
+            if line.endswith("\n"):
+                lines.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            raise UserError(
+                f"{path}: line {number} is no line of a record. Bring the file back, or start again with "
+                "run.overwrite=true or another run.dir."
+            ) from None
+    return lines

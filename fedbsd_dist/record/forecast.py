@@ -85,9 +85,11 @@ def read(run: Path) -> Facts:
         raise Damaged(f"{LEDGER}: no client has uploaded anything")
     parts = [1 - entry.elements_by_group.get("scalars", 0) / entry.elements for entry in aggregates]
     sent = float(np.mean([entry.payload_bytes * part for entry, part in zip(aggregates, parts, strict=True)]))
-    model = summary.fedavg_bytes / (sum(received) + sum(learned)) * (2 if aggregates[-1].dtype == "int64" else 1)
+    model = summary.fedavg_bytes / (sum(received) + sum(learned))
     traffic = Traffic(upload=sent, download=sent)
-    if _config(run, "wire", "codec") != "none":  # what a client sends is not what ranks add up, nor what comes back
+    if _config(run, "wire", "codec") == "none":
+        model *= 2 if aggregates[-1].dtype == "int64" else 1  # exact sums are of twice the bytes, FedAvg's too
+    else:  # what a client sends is not what ranks add up, nor what comes back
         of_run = summary.bytes
         traffic = Traffic(upload=of_run.federated_up / sum(learned), download=of_run.federated_down / sum(received))
     local = sum(line.seconds.phases.get(name, 0.0) for line in rounds for name in LOCAL)

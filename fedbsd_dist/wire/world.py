@@ -96,6 +96,8 @@ class World:
             self.watch.over(2)
             raise SystemExit(2) from None
         except Exception:
+            # as below: first this rank's traceback, then its end
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             self.watch.over(LOST)
             raise
         except RunFailed as failure:
