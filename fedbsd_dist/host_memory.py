@@ -4,8 +4,10 @@ import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def own_bytes() -> float:
@@ -57,14 +59,14 @@ class Place:
     is_device: bool = False
 
 
-def room(device: torch.device) -> list[float]:
+def room(device: "torch.device") -> list[float]:
     """Bytes that this process can see now: available on its host, held by it there; the same of its GPU, or none."""
     host = [available_bytes(), own_bytes()]
-    return (
-        host
-        if device.type == "cpu"
-        else [*host, torch.cuda.mem_get_info(device)[0], torch.cuda.memory_reserved(device)]
-    )
+    if device.type == "cpu":
+        return host
+    import torch  # which who reads samples alone does without
+
+    return [*host, torch.cuda.mem_get_info(device)[0], torch.cuda.memory_reserved(device)]
 
 
 def places(names: Sequence[str], gpus: Sequence[int], rooms: Sequence[Sequence[float]]) -> list[Place]:

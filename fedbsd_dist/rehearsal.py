@@ -136,6 +136,40 @@ def _turn(
     return marks, before, features
 
 
+def check_method(config: RunConfig, model: FlatModel, shape: Shape, num_classes: int) -> None:
+    """Raises UserError where a method of the user's does not return what a round needs, on a copy of `model`. What it
+    raises itself it will raise there again, with a traceback.
+    """
+    config = _options(config, batch_size=FEW[0] - 1, cuda_graphs=False, together=1)
+    with torch.random.fork_rng(devices=[]):
+        clients = _clients(config, copy.deepcopy(model), _noise(shape, num_classes, model.device))
+        method, turn = clients.method, clients.receive(0, 1)
+        try:
+            sums = method.learn(turn)
+            mean = {name: clients.model.buffers[name].clone() for name in clients.shared}
+            moved = method.update(clients.shared, mean, 1.0, config.data.num_clients)
+        except UserError:
+            raise
+        except Exception:
+            return
+    width, said = len(method.losses) + 1, f"method.factory={config.method.factory}"
+    if not isinstance(sums, Tensor) or not sums.is_floating_point() or sums.shape != (width,):
+        raise UserError(
+            f"{said}: learn must return what turn.sgd does, a float tensor [{width}]: the sums of its losses "
+            f"({', '.join(method.losses)}) and of samples. It returned {_described(sums)}."
+        )
+    if not isinstance(moved, Mapping) or moved.keys() != mean.keys():
+        what = f"one of {', '.join(moved) or 'nothing'}" if isinstance(moved, Mapping) else _described(moved)
+        raise UserError(f"{said}: update must return a mapping of what is shared, {', '.join(mean)}. It is {what}.")
+    for name, values in moved.items():
+        if not isinstance(values, Tensor) or values.shape != mean[name].shape:
+            raise UserError(f"{said}: update must return {name} as {_described(mean[name])}, not {_described(values)}.")
+
+
+def _described(value: object) -> str:
+    return f"a tensor {[*value.shape]}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def check_captured(config: RunConfig, model: FlatModel, shape: Shape, num_classes: int) -> None:
     """Raises UserError where the method's steps cannot be captured as CUDA graphs; `model` is on the GPU, and a copy of
     it learns from batches of one size, so that each step of a turn comes again. Of what else fails there the
@@ -157,9 +191,7 @@ def check_stacked(config: RunConfig, model: FlatModel, shape: Shape, num_classes
     """Raises UserError where two clients together do not learn what each of them learns alone: the method is not as it
     says with `stacks`. On copies of `model`, which computes in float32. Of what else fails the rehearsal tells.
     """
-    shard = _shard(shape, num_classes, FEW[0], model.device)
-    noise = torch.randint(256, shard.train_images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    shard.train_images.copy_(noise)
+    shard = _noise(shape, num_classes, model.device)
     # the last batch is a smaller one
     config = _options(config, batch_size=FEW[0] - 1, cuda_graphs=False)
     with torch.random.fork_rng(devices=[]):
@@ -219,6 +251,13 @@ def _shard(shape: Shape, num_classes: int, samples: int, device: torch.device) -
         mean=torch.zeros(channels, device=device),
         std=torch.ones(channels, device=device),
     )
+
+
+def _noise(shape: Shape, num_classes: int, device: torch.device) -> Shard:
+    shard = _shard(shape, num_classes, FEW[0], device)
+    draw = torch.Generator().manual_seed(0)
+    shard.train_images.copy_(torch.randint(256, shard.train_images.shape, generator=draw, dtype=torch.uint8))
+    return shard
 
 
 def _clients(config: RunConfig, model: FlatModel, shard: Shard) -> Clients:

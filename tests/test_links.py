@@ -296,6 +296,15 @@ def test_with_a_codec_a_client_sends_codes_and_receives_floats(tmp_path):
     assert facts.traffic.download == pytest.approx(4 * parameters["backbone"])
 
 
+@pytest.mark.parametrize(("codec", "times"), [("none", 2), ("bf16", 1)])
+def test_an_exact_sum_is_of_twice_the_bytes_and_a_code_is_not(codec, times, tmp_path):
+    federate(tmp_path, 2, *SHORT, "train.rounds=2", f"wire.codec={codec}", "wire.sum=exact")
+    facts, parameters = forecast.read(tmp_path), json.loads((tmp_path / "summary.json").read_text())["parameters"]
+    model = 4 * (parameters["backbone"] + parameters["head"])
+    assert facts.fedavg.download == pytest.approx(times * model)
+    assert facts.traffic.download == pytest.approx(times * 4 * parameters["backbone"], rel=0.01)
+
+
 def show(monkeypatch, *arguments: object) -> int:
     """The command in this process; its exit code."""
     monkeypatch.setattr(sys, "argv", ["fedbsd_dist.links", *map(str, arguments)])

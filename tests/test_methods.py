@@ -19,6 +19,7 @@ from fedbsd_dist.commandline import load
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.methods import METHODS, OPTIONS, make_method
 from fedbsd_dist.methods.scaffold import effective_steps
+from fedbsd_dist.models.flat import Extra
 from fedbsd_dist.plan import make_plan
 from fedbsd_dist.record.recorder import Recorder
 from fedbsd_dist.wire.world import World, meet
@@ -125,15 +126,16 @@ def test_apfl_that_mixes_nothing_in_evaluates_fedavgs_model(run: Run):
 
 
 def test_apfl_mixes_by_alpha_and_1_minus_alpha(run: Run):
-    """At alpha = 1 the evaluated model is the client's own, whatever the common one is."""
+    """At alpha = 1 the evaluated model is the client's own, whatever the common one is, once it has learned one."""
     path = run("method.name=apfl", "method.alpha=1.0")
     files = {int(file.stem.rpartition("-")[2]): file for file in path.glob("checkpoints/*/client-*.pt")}
     plan = make_plan(load([*SHORT, "method.name=apfl", "method.alpha=1.0"], OPTIONS), meet())
-    start = {name: values.clone() for name, values in plan.model.buffers.items()}
+    shared = torch.load(next(path.glob("checkpoints/*/shared.pt")), weights_only=True)
+    common = {f"personal_{name}": values for name, values in shared.items()}
     assert 0 < len(files) < CLIENTS
     for client, *found in results(path, "received"):
         file = files.get(int(client))
-        state = torch.load(file, weights_only=True) if file else start
+        state = torch.load(file, weights_only=True) if file else common
         own = {"backbone": state["personal_backbone"], "head": state["personal_head"]}
         assert tuple(found) == _test(plan, int(client), own)
 
@@ -344,6 +346,48 @@ def refusal(*options: str) -> str:
     with pytest.raises(UserError) as refused:
         make_plan(load([*SHORT, *options], OPTIONS), meet())
     return str(refused.value)
+
+
+class Wrong(METHODS["fedavg"]):  # type: ignore[misc, name-defined]
+    """A method of the user's, which is right but for one thing."""
+
+    def learn(self, turn):
+        sums = super().learn(turn)
+        return {"LearnsNothing": None, "LearnsTooMuch": torch.cat([sums, sums])}.get(type(self).__name__, sums)
+
+    def update(self, shared, mean, weight, num_clients):
+        given = {"UpdatesNone": None, "UpdatesLess": {}, "UpdatesOther": {name: mean[name][1:] for name in mean}}
+        return given.get(type(self).__name__, dict(mean))
+
+    def weight(self, num_train):
+        return {"WeighsNothing": float("nan"), "WeighsLess": -1.0}.get(type(self).__name__, 1.0)
+
+    def extras(self, groups):
+        given = {"AddsNone": None, "AddsUnlike": {"mine": Extra(like="headd")}, "AddsAgain": {"head": Extra()}}
+        return given.get(type(self).__name__, {})
+
+
+WRONG = {
+    "LearnsNothing": r"learn must return what turn\.sgd does, a float tensor \[2\].*It returned NoneType",
+    "LearnsTooMuch": r"It returned a tensor \[4\]",
+    "UpdatesNone": "update must return a mapping of what is shared, backbone, head. It is NoneType",
+    "UpdatesLess": "It is one of nothing",
+    "UpdatesOther": r"update must return backbone as a tensor \[\d+\], not a tensor",
+    "WeighsNothing": "the weight of a client with .* is nan",
+    "WeighsLess": r"is -1\.0; it must be a number from 0 up",
+    "AddsNone": "extras must return a mapping",
+    "AddsUnlike": "mine is like headd; this model has backbone, head",
+    "AddsAgain": "head is a group of the model",
+}
+for _name in WRONG:
+    globals()[_name] = type(_name, (Wrong,), {"__module__": __name__})
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_a_users_method_returns_is_looked_at_before_a_round(name):
+    with pytest.raises(UserError, match=WRONG[name]) as refused:
+        make_plan(load([*SHORT, f"method.factory=test_methods:{name}"], OPTIONS), meet())
+    assert str(refused.value).startswith(f"method.factory=test_methods:{name}: ")
 
 
 def test_fedbn_needs_batch_norm():

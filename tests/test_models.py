@@ -1,6 +1,7 @@
 """Networks have their published sizes, groups hold the whole state once, and flat storage changes no output."""
 
 import copy
+import functools
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -103,6 +104,27 @@ def cumulative(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
 
 def of_the_batch(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
     return with_state(nn.BatchNorm1d(4, track_running_stats=False))
+
+
+class Counts(nn.Module):
+    """How often it was used in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("times", torch.tensor(0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        self.times += self.training
+        return features
+
+
+def counting(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    return with_state(Counts())
+
+
+@functools.cache
+def kept(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    return with_state(nn.Tanh())
 
 
 class Gate(nn.Module):
@@ -342,6 +364,19 @@ def test_only_the_groups_that_train_have_gradients():
     assert len(model.train_only(["backbone", "head"])) == len(list(model.module.parameters()))
     model.train_only(["backbone"])
     assert not any(parameter.requires_grad for parameter in head)
+
+
+def test_a_number_that_would_run_on_from_client_to_client_is_refused():
+    with pytest.raises(UserError, match=r"the buffer mine\.times \(torch\.int64\) changes in training.*float32"):
+        build_model(ours("counting"), SHAPE, 10, 0)
+
+
+def test_a_factory_that_returns_the_same_module_again_gives_it_as_it_was():
+    first, second = (FlatModel(build_model(ours("kept"), SHAPE, 10, 0), CPU) for _ in range(2))
+    first.buffers["backbone"].zero_()
+    assert second.buffers["backbone"].any()
+    third = FlatModel(build_model(ours("kept"), SHAPE, 10, 0), CPU)
+    assert torch.equal(third.buffers["backbone"], second.buffers["backbone"])
 
 
 def test_a_copy_is_whole_and_shares_nothing():

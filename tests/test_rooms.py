@@ -35,13 +35,12 @@ FLOORS = [
         "environment",
         "evaluation",
         "faults",
-        "host_memory",
         "models",
         "optimizer",
         "wire",
     },
     {"config", "randomness"},
-    {"captured", "dialect", "factories", "operations", "phases", "topologies", "units"},
+    {"captured", "dialect", "factories", "host_memory", "operations", "phases", "topologies", "units"},
     {"convolution", "errors"},
 ]
 """Rooms, from the top of the house to the ground. An import goes down, or stays within its room."""

@@ -99,6 +99,34 @@ def test_a_signal_in_the_last_round_changes_nothing(whole: Path, tmp_path, monke
     assert outcome(tmp_path / "run") == outcome(whole)
 
 
+def test_an_interrupt_is_one_line_and_the_run_goes_on_from_its_checkpoint(whole: Path, tmp_path, monkeypatch, capsys):
+    recorded = Recorder.round
+
+    def interrupted(self, report, entries) -> None:
+        if report.round == 4:
+            raise KeyboardInterrupt
+        recorded(self, report, entries)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "round", interrupted)
+        assert alone(*OPTIONS, f"run.dir={tmp_path / 'run'}") == 130
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert capsys.readouterr().err.strip().count("\n") == 0
+    assert alone(*OPTIONS, f"run.dir={tmp_path / 'run'}", "run.resume=auto") == 0
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_two_sweeps_of_the_same_second_do_not_share_a_folder(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = Path("runs/sweep-20260131-120000")
+    monkeypatch.setattr(claim, "new_name", lambda *_: name)
+    name.mkdir(parents=True)
+    (name / claim.LOCK).write_text("host a, process 7")
+    assert alone(*OPTIONS, "seed=[0,1]") == 2
+    assert "another launch has just begun there. Start this one again." in capsys.readouterr().err
+    assert {path.name for path in name.iterdir()} == {claim.LOCK}
+
+
 def test_a_signal_ends_a_sweep(tmp_path, monkeypatch, signals, capsys) -> None:
     monkeypatch.setattr(Recorder, "round", Recorder.round)
     signalled(1, signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -74,6 +75,20 @@ def _break(world: World) -> str:
 
 def test_a_mistake_in_the_program_keeps_its_traceback():
     assert run_ranks(1, _break) == ["'a mistake in the program'"]
+
+
+def _fall(world: World) -> bool:
+    try:
+        with world.ending():
+            raise KeyError("a mistake in the program")
+    except KeyError:
+        return signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    return False
+
+
+def test_a_rank_that_falls_has_time_for_its_traceback():
+    """torchrun ends it as soon as others have gone, which they do first."""
+    assert run_ranks(1, _fall) == [True]
 
 
 def _tell(world: World) -> list[str]:

@@ -1,13 +1,16 @@
 """One size and one number of channels for all images of a source, and its choice of classes."""
 
 import difflib
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedbsd_dist import units
 from fedbsd_dist.data.samples import Images, Ints
 from fedbsd_dist.errors import UserError
+from fedbsd_dist.host_memory import available_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,14 +31,26 @@ def fit(image: "Image", size: int, channels: int) -> Images:
 
 
 def fit_all(x: Images, size: int, channels: int) -> Images:
-    """`fit` for each image of x [n, height, width, 1 or 3]; x itself where there is nothing to do."""
+    """`fit` for each image of x [n, height, width, 1 or 3]; x itself where there is nothing to do.
+
+    Raises UserError where there is no memory for them.
+    """
     if (not size or x.shape[1:3] == (size, size)) and channels in (0, x.shape[3]):
         return x
     from PIL import Image
 
-    return np.stack(
-        [fit(Image.fromarray(image.squeeze(2) if x.shape[3] == 1 else image), size, channels) for image in x]
-    )
+    height, width = (size, size) if size else x.shape[1:3]
+    shape = len(x), height, width, channels or x.shape[3]
+    needed, free = math.prod(shape), available_bytes()
+    if needed > free:
+        raise UserError(
+            f"data.image_size={size}: {len(x):,} images of {width} x {height} pixels take {units.size(needed)}, and "
+            f"{units.size(free)} are free. Choose a smaller size, or fewer with data.classes."
+        )
+    fitted = np.empty(shape, np.uint8)
+    for number, image in enumerate(x):
+        fitted[number] = fit(Image.fromarray(image.squeeze(2) if x.shape[3] == 1 else image), size, channels)
+    return fitted
 
 
 def choose_classes(names: Sequence[str], wanted: Sequence[str], where: str) -> tuple[tuple[str, ...], Ints]:

@@ -59,7 +59,9 @@ class Method(ABC, Generic[AnyOptions]):
         return float(num_train) if self.options.mean == "samples" else 1.0
 
     def welcome(self, turn: Turn) -> None:
-        """A client that never trained has received: give its private state, as all began with, a better start."""
+        """A client that never trained, for it is new or was in no cohort yet, has received, and is to be tested: give
+        its private state, as all began with, a better start.
+        """
 
     @abstractmethod
     def learn(self, turn: Turn) -> Tensor:
@@ -72,8 +74,8 @@ class Method(ABC, Generic[AnyOptions]):
     ) -> State:
         """Server step, done alike on every rank: the new shared state of the old and the mean upload.
 
-        `weight`: the sum of the weights of those who uploaded. The new state may be made of tensors of either; beyond
-        that, what is kept of them for a later step must be a copy.
+        `weight`: the sum of the weights of those who uploaded. The new state may be made of tensors of either. What a
+        later step needs belongs into an extra that is shared: attributes of the method are in no checkpoint.
         """
         return dict(mean)
 

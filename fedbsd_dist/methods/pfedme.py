@@ -4,7 +4,8 @@ Local rule, for every batch: theta by K steps on f(theta) + lam/2 ||theta - w||^
 Crosses: w, the whole model. Stays: theta. Evaluated: theta. Server: w <- (1 - beta) w + beta mean(w_k), plain.
 Defaults: lam 15, K 5, lr .005, personal_lr .09, beta 1. As in the authors' code theta begins at the received w and
 runs on from batch to batch, and no momentum or weight decay acts; `train.lr` is not used. A public library has a
-server that never moves: here it does.
+server that never moves: here it does. In the paper all clients learn in each round, and the server averages a sample
+of them: here, as with every method, the round's cohort alone learns.
 """
 
 from collections.abc import Mapping, Sequence

@@ -72,9 +72,22 @@ def _make(factory: Network, images: Tensor, num_classes: int, name: str) -> tupl
     _check_logits(logits, images, num_classes, f"model {name}")
     # by a copy: training mode moves running statistics
     with _users_code(f"model {name}, in training mode, does not take {size}"), torch.no_grad():
-        in_training = copy.deepcopy(network).train()(images)
+        twin = copy.deepcopy(network).train()
+        in_training = twin(images)
+    _check_counters(network, twin, name)
     _check_logits(in_training, images, num_classes, f"model {name}, in training mode,")
     return network, logits
+
+
+def _check_counters(network: nn.Module, twin: nn.Module, name: str) -> None:
+    """`twin`: the network after it was used in training."""
+    for (buffer, before), after in zip(network.named_buffers(), twin.buffers(), strict=True):
+        # batch norm's count of batches, which nothing reads at a fixed momentum, may
+        if not (before.is_floating_point() or buffer.endswith("num_batches_tracked") or torch.equal(before, after)):
+            raise UserError(
+                f"model {name}: the buffer {buffer} ({before.dtype}) changes in training. It would run on from client "
+                "to client; make it float32, which is each model's own state."
+            )
 
 
 @contextmanager

@@ -90,11 +90,21 @@ class World:
         """
         try:
             yield
-        except UserError as error:
+        except (UserError, BrokenPipeError) as error:
+            if isinstance(error, BrokenPipeError):
+                error = UserError(UNHEARD)
+                # what is left to print goes nowhere, without another error
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if self.watch.speaks_first():
                 print(f"fedbsd_dist: {error}", file=sys.stderr, flush=True)
             self.watch.over(2)
             raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            if self.watch.speaks_first():
+                print(f"\nfedbsd_dist: {INTERRUPTED}", file=sys.stderr, flush=True)
+            self.watch.over(CTRL_C)
+            raise SystemExit(CTRL_C) from None
         except Exception:
             # as below: first this rank's traceback, then its end
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -217,6 +227,15 @@ class World:
             with self.watch.meeting("leaving the process group"):
                 dist.barrier()
                 dist.destroy_process_group()
+
+
+UNHEARD = (
+    "nobody reads the output any more, such as behind `| head`. A run goes on from its last checkpoint with "
+    "run.resume=auto; to watch a part of it, read metrics.jsonl."
+)
+INTERRUPTED = "interrupted. A run goes on from its last checkpoint with run.resume=auto; TERM saves one first."
+CTRL_C = 130
+"""Exit code, as shells have it."""
 
 
 def meet() -> World:
