@@ -31,7 +31,7 @@ def check_flag(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
         name, _, value = argument.partition("=")
         if name != "--check":
             options.append(argument)
-        elif not re.fullmatch(r"[1-9][0-9]*|", value):
+        elif not re.fullmatch(r"[1-9][0-9]{0,5}|", value):
             raise UserError(f"{argument}: write --check, or --check=RANKS for a launch of that many ranks.")
         else:
             check = int(value or 0)

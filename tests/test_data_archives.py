@@ -100,6 +100,12 @@ def test_single_folder_that_is_a_split_is_no_root(tmp_path: Path) -> None:
         read(packed, tmp_path)
 
 
+@pytest.mark.parametrize("top", ["", "photos/"])
+def test_single_class_is_no_root(tmp_path: Path, top: str) -> None:
+    packed = pack(tmp_path / "a.zip", {"cat/1.png": png(), "cat/2.png": png(1)}, top)
+    assert read(packed, tmp_path, test_fraction=0.5).classes == ("cat",)
+
+
 def test_domains_may_be_packed_in_any_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = {f"{domain}/{path}": content for domain in ("art", "photo") for path, content in FILES.items()}
     assert read(pack(tmp_path / "tree.tar", tree), tmp_path, "domains").domains == ("art", "photo")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,10 @@ BAD = {
     "truncated image": (_folder(_truncated), "train/dog/03.png"),
     "image of another size": (_folder(_larger), "data.image_size"),
     "no image": (_folder(lambda root: (root / "train/cat/11.png").write_text("text")), "train/cat/11.png"),
+    "a class that is not UTF-8": (
+        _folder(lambda root: os.rename(root / "train/cat", os.fsencode(root / "train") + b"/c\xe4t")),
+        r"'c\udce4t', is not UTF-8",
+    ),
     "no such class": (_folder(lambda root: None, "data.classes=[cat, bird]"), "'bird'"),
     "images too small": (_folder(lambda root: None, "model.name=fedrep_cnn", "data.image_size=8"), "8x8"),
     "grey for torchvision": (_npz("model.name=mobilenet_v2"), "data.channels=3"),

@@ -501,6 +501,8 @@ def test_what_was_kept_is_not_written_over(two_runs, tmp_path) -> None:
         report.report(
             [str(tmp_path / "a"), str(tmp_path / "b"), f"--keep={tmp_path / 'new'}", f"--out={tmp_path / 'out'}"]
         )
+    with pytest.raises(UserError, match="is one of the runs"):
+        report.report([str(tmp_path / "a/same"), f"--keep={tmp_path / 'a/same'}", f"--out={tmp_path / 'out'}"])
     assert [path.name for path in (tmp_path / "kept").rglob("*")] == ["fedbsd"]
     assert not (tmp_path / "new").exists()
 

@@ -324,6 +324,17 @@ def test_a_summary_that_is_none_is_named(text: str, whole: Path, tmp_path, capsy
     assert tree(run) == before
 
 
+def test_a_partition_that_is_none_is_the_runs_own(stopped: Path, capsys) -> None:
+    (stopped / "partition.json").write_text("{")
+    before = tree(stopped)
+    capsys.readouterr()
+    assert resume(stopped) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "its partition.json is not as it was written" in err
+    assert tree(stopped) == before
+
+
 def test_a_run_does_not_end_at_a_checkpoint_without_its_last_tests(stopped: Path, capsys) -> None:
     before = tree(stopped)
     assert resume(stopped, "train.rounds=3") == 2

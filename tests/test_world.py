@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
-from fedbsd_dist.errors import UserError
+from fedbsd_dist.errors import RunFailed, UserError
 from fedbsd_dist.wire.world import Placement, World, _arrive, meet
 
 
@@ -84,6 +84,30 @@ def _fall(world: World) -> bool:
     except KeyError:
         return signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     return False
+
+
+def _locked_out(world: World, folder: str) -> str:
+    try:
+        with world.one_voice("plan"):
+            raise PermissionError(13, "Permission denied", f"{folder}/data")
+    except RunFailed as failure:
+        return failure.problem
+    return ""
+
+
+def test_what_may_not_be_read_is_told_as_the_users_to_mend():
+    told = "a/data: Permission denied. Give this user access, or choose another path."
+    assert run_ranks(2, _locked_out, "a") == [told] * 2
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+def test_half_a_launch_is_told_in_a_line(name):
+    facts = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29417"} | {name: "x"}
+    command = [sys.executable, "-m", "fedbsd_dist.main", "--check"]
+    done = subprocess.run(command, env={**os.environ, **facts}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "found not all ranks at 127.0.0.1:29417" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_rank_that_falls_has_time_for_its_traceback():

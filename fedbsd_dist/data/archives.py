@@ -47,8 +47,9 @@ def origin(data: Data, layout: str, of_folder: Callable[[Data], Origin]) -> Orig
 
 
 def _top(folder: Path) -> Path:
-    """The single folder that all is in, if there is one, for archives are often made of a folder."""
+    """The single folder that all is in, if there is one, as archives are often made of a folder. Not the only class."""
     found = tree.visible(folder)
-    if len(found) == 1 and tree.is_folder(found[0]) and found[0].name not in tree.SPLITS:
-        return Path(found[0].path)
-    return folder
+    if len(found) != 1 or not tree.is_folder(found[0]) or found[0].name in tree.SPLITS:
+        return folder
+    inside = Path(found[0].path)
+    return inside if any(map(tree.is_folder, tree.visible(inside))) else folder

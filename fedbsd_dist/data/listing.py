@@ -71,6 +71,8 @@ def of_tree(root: Path, domains: Mapping[str, Path], data: Data) -> Listing:
             f"{domains[without]}: has no folder test/, but other domains do. Add it, or set data.test_fraction."
         )
     names = sorted({folder.path.name for of_domain in folders for folder in of_domain}, key=_by_value)
+    if unreadable := [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)]:
+        raise UserError(f"{root}: the name of a class, {unreadable[0]!a}, is not UTF-8. Rename its folder.")
     classes, number = choose_classes(names, data.classes, str(root))
     label_of = dict(zip(names, number.tolist(), strict=True))
     prefix = os.path.join(root, "")

@@ -160,7 +160,13 @@ def check_partition(path: Path, identity: str, sha256: str, resumed: int) -> Non
     """Raises UserError where the run to go on from had other samples (`identity`), or divided them otherwise."""
     if not resumed:
         return
-    then = manifest.read(path / PARTITION)
+    try:
+        then = manifest.read(path / PARTITION)
+    except UserError:  # which speaks of a manifest that the user has named
+        raise UserError(
+            f"run.dir={path}: its {PARTITION} is not as it was written. Bring it back, or start again with another "
+            "run.dir."
+        ) from None
     if (then.identity, then.sha256) != (identity, sha256):
         raise UserError(
             f"run.dir={path}: the run's clients had other samples than they would have now; the data or the package "

@@ -28,6 +28,8 @@ def keep(runs: Sequence[Run], folder: Path) -> None:
     names = [run.path.resolve().name for run in runs]
     if doubles := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"--keep={folder}: several runs are called {', '.join(doubles)}. Keep them in several folders.")
+    if folder.resolve() in [run.path.resolve() for run in runs]:
+        raise UserError(f"--keep={folder}: is one of the runs. Choose a new folder.")
     if there := [name for name in names if (folder / name).exists()]:
         raise UserError(f"--keep={folder}: {there[0]} is there already. Choose a new folder.")
     for run, name in zip(runs, names, strict=True):

@@ -72,7 +72,9 @@ class World:
         try:
             yield
         except UserError as error:
-            problem = str(error).encode(errors="backslashreplace").decode()  # the store takes no surrogates of a path
+            problem = _text(error)
+        except PermissionError as error:  # of whatever path the user has named
+            problem = _text(f"{error.filename}: {error.strerror}. Give this user access, or choose another path.")
         problem = next(filter(None, self.everyone(phase, problem)), "")
         if problem:
             self.fail(problem)
@@ -238,6 +240,11 @@ CTRL_C = 130
 """Exit code, as shells have it."""
 
 
+def _text(problem: object) -> str:
+    """The store takes no surrogates of a path."""
+    return str(problem).encode(errors="backslashreplace").decode()
+
+
 def meet() -> World:
     """Find the other ranks of this launch: torchrun's, or none."""
     local_rank, ranks = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -247,7 +254,7 @@ def meet() -> World:
         apart = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # else rank 0 holds the store, and may be late
         try:
             store, rank, size = next(dist.rendezvous("env://", timeout=TORCHRUN if apart else ARRIVAL))
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             problem = str(error).partition("\n")[0]
             print(f"fedbsd_dist: rank {os.environ['RANK']} found not all ranks at {where}: {problem}", file=sys.stderr)
