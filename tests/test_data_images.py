@@ -61,6 +61,11 @@ def stub_array_domains(monkeypatch: pytest.MonkeyPatch, recognises: Callable[[Pa
     monkeypatch.setattr(fedbsd_dist.data, "array_domains", stub, raising=False)
 
 
+def decoded(files: list[Path], **options: Any) -> Any:
+    """The images alone."""
+    return images.decode(files, **options)[0]
+
+
 def refuse_to_decode(*args: Any, **options: Any) -> None:
     raise AssertionError("decoded again")
 
@@ -153,6 +158,14 @@ def test_identity_is_of_the_files_and_not_of_where_or_how_they_are_read(root: Pa
     assert read(root, channels=3).identity != identity
 
 
+def test_identity_is_of_what_is_in_a_file_and_not_of_its_size(root: Path) -> None:
+    identities = set()
+    for shade in (10, 11, 10):
+        Image.new("L", (6, 5), shade).save(root / "cat" / "z.bmp")
+        identities.add(read(root, image_size=4, channels=1).identity)
+    assert len(identities) == 2
+
+
 def test_size_and_channels_are_what_was_asked_for(tmp_path: Path) -> None:
     files = [
         draw(tmp_path / "a" / "1.png", width=9, height=7),
@@ -161,7 +174,7 @@ def test_size_and_channels_are_what_was_asked_for(tmp_path: Path) -> None:
         draw(tmp_path / "a" / "4.png", width=5, height=8, mode="P"),
     ]
     for channels, mode in ((1, "L"), (3, "RGB")):
-        x = images.decode(files, size=4, channels=channels, into=tmp_path)
+        x = decoded(files, size=4, channels=channels, into=tmp_path)
         for i, file in enumerate(files):
             image = Image.open(file).convert(mode).resize((4, 4), Image.Resampling.BILINEAR)
             np.testing.assert_array_equal(x[i], np.asarray(image).reshape(4, 4, channels))
@@ -173,7 +186,7 @@ def test_many_images_keep_their_places(tmp_path: Path, capsys: pytest.CaptureFix
     files = [tmp_path / "in" / f"{i}.pgm" for i in range(len(expected))]
     for file, pixels in zip(files, expected.astype(np.uint8), strict=True):
         Image.fromarray(pixels[..., 0]).save(file)
-    x = images.decode(files, size=0, channels=0, into=tmp_path)
+    x = decoded(files, size=0, channels=0, into=tmp_path)
     np.testing.assert_array_equal(x, expected)
     assert capsys.readouterr() == (f"decoding 1,200 images of {tmp_path / 'in'} into {tmp_path}\n", "")
 
@@ -182,7 +195,7 @@ def test_orientation_in_exif_is_not_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
-    assert images.decode([tmp_path / "a.jpg"], size=0, channels=0, into=tmp_path).shape == (1, 4, 6, 3)
+    assert decoded([tmp_path / "a.jpg"], size=0, channels=0, into=tmp_path).shape == (1, 4, 6, 3)
 
 
 def _cut(path: Path) -> None:
@@ -211,7 +224,7 @@ def test_bad_image_is_refused_by_name(tmp_path: Path, make: Callable[[Path], Any
     files = [draw(tmp_path / "a.png"), tmp_path / "x.png"]
     make(files[1])
     with pytest.raises(UserError, match=says):
-        images.decode(files if place == "last" else files[::-1], size=0, channels=0, into=tmp_path)
+        decoded(files if place == "last" else files[::-1], size=0, channels=0, into=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -224,13 +237,13 @@ def test_bad_image_is_refused_by_name(tmp_path: Path, make: Callable[[Path], Any
 def test_image_unlike_the_first_is_refused_with_the_option(tmp_path: Path, unlike: Any, says: str) -> None:
     files = [draw(tmp_path / "a.png"), draw(tmp_path / "x.png", **unlike)]
     with pytest.raises(UserError, match=says):
-        images.decode(files, size=0, channels=0, into=tmp_path)
+        decoded(files, size=0, channels=0, into=tmp_path)
 
 
 def test_float_images_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((5, 6), 0.5, np.float32)).save(tmp_path / "x.tiff")
     with pytest.raises(UserError, match=r"x\.tiff: .*8 bits.*mode F"):
-        images.decode([tmp_path / "x.tiff"], size=4, channels=1, into=tmp_path)
+        decoded([tmp_path / "x.tiff"], size=4, channels=1, into=tmp_path)
 
 
 def test_first_failure_ends_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +253,7 @@ def test_first_failure_ends_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyP
     really_open = Image.open
     monkeypatch.setattr(Image, "open", lambda file: (opened.append(file), really_open(file))[1])
     with pytest.raises(UserError, match=r"b\.png"):
-        images.decode([good, bad] + [good] * 20_000, size=0, channels=0, into=tmp_path)
+        decoded([good, bad] + [good] * 20_000, size=0, channels=0, into=tmp_path)
     assert len(opened) < 10_000, "all the rest was decoded"
 
 
@@ -250,7 +263,7 @@ def test_no_room_is_an_error_and_not_the_end_of_the_process(tmp_path: Path, monk
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match=r"data\.cache: cannot write .* \(No space left on device\)"):
-        images.decode([draw(tmp_path / "a.png")], size=0, channels=0, into=tmp_path)
+        decoded([draw(tmp_path / "a.png")], size=0, channels=0, into=tmp_path)
 
 
 def test_warm_cache_is_not_decoded_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from fedbsd_dist.errors import UserError
 COLUMNS = ("x", "y", "domain", "client", "is_test", "sums")
 META = "meta.json"
 LOCKS = ".locks"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)

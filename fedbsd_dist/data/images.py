@@ -1,5 +1,7 @@
 """Image files decoded side by side into one array on disk."""
 
+import hashlib
+import io
 import math
 import os
 import threading
@@ -21,8 +23,9 @@ DEEP_MODES = ("I", "F")
 """How Pillow's names of modes with more than 8 bits a channel begin; made 8-bit, they would be cut off at 255."""
 
 
-def decode(files: Sequence[Path], *, size: int, channels: int, into: Path, num_others: int = 0) -> Images:
-    """uint8 [n, height, width, channels], mapped to x.npy in the folder `into`, in the order of `files`.
+def decode(files: Sequence[Path], *, size: int, channels: int, into: Path, num_others: int = 0) -> tuple[Images, str]:
+    """uint8 [n, height, width, channels], mapped to x.npy in the folder `into`, in the order of `files`; and what tells
+    their contents from others', however they are decoded.
 
     `size`: pixels a side, or 0 for those of the first image; `channels`: 1, 3, or 0 for those of the first;
     `num_others`: files that were found beside them, to be told of.
@@ -34,7 +37,9 @@ def decode(files: Sequence[Path], *, size: int, channels: int, into: Path, num_o
     from tqdm import tqdm
 
     Image.init()  # threads that did it at the same time could miss formats
-    x = _allocate(into / "x.npy", (len(files), *_decode_one(files[0], size, channels).shape))
+    first, _ = _decode_one(files[0], size, channels)
+    x = _allocate(into / "x.npy", (len(files), *first.shape))
+    digests = [b""] * len(files)
     source = os.path.commonpath([file.parent for file in files])
     others = f" (other files, left out: {num_others:,})" if num_others else ""
     print(f"decoding {len(files):,} images of {source} into {into}{others}")
@@ -45,7 +50,7 @@ def decode(files: Sequence[Path], *, size: int, channels: int, into: Path, num_o
         for index, file in enumerate(chunk, start):
             if stop.is_set():
                 break
-            image = _decode_one(file, size, channels)
+            image, digests[index] = _decode_one(file, size, channels)
             if image.shape != x.shape[1:]:
                 raise _unlike(file, image.shape, files[0], x.shape[1:])
             x[index] = image
@@ -59,7 +64,7 @@ def decode(files: Sequence[Path], *, size: int, channels: int, into: Path, num_o
                     progress.update(task.result())
         finally:
             stop.set()  # or leaving would wait until all are decoded
-    return x
+    return x, hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def num_threads() -> int:
@@ -82,14 +87,16 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> Images:
     return x
 
 
-def _decode_one(file: Path, size: int, channels: int) -> Images:
+def _decode_one(file: Path, size: int, channels: int) -> tuple[Images, bytes]:
+    """The image, and the sha256 of the file."""
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
+        content = file.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
             mode = image.mode
             if not mode.startswith(DEEP_MODES):
-                return fit(image, size, channels)
+                return fit(image, size, channels), hashlib.sha256(content).digest()
     except Exception as error:  # a damaged file may make Pillow's parsers raise anything
         raise UserError(
             f"{file}: cannot be read as an image ({type(error).__name__}: {error}). Restore the file or remove it."

@@ -97,15 +97,16 @@ def _by_value(name: str) -> tuple[bool, int, str]:
 
 def _read(listing: Listing, entries: Sequence[Entry], files: Sequence[str], data: Data, into: Path) -> Samples:
     paths = [Path(file) for file in files]
+    x, contents = decode(paths, size=data.image_size, channels=data.channels, into=into, num_others=listing.num_others)
     return make_samples(
         name=str(listing.root),
-        x=decode(paths, size=data.image_size, channels=data.channels, into=into, num_others=listing.num_others),
+        x=x,
         y=np.array([entry.label for entry in entries], np.int64),
         domain=np.array([entry.domain for entry in entries], np.int64),
         is_test=np.array([entry.is_test for entry in entries], np.bool_),
         classes=listing.classes,
         domains=listing.domains,
-        identity=_identity(entries, (*listing.classes, "", *listing.domains)),
+        identity=_identity(entries, (*listing.classes, "", *listing.domains, contents)),
     )
 
 
