@@ -127,6 +127,7 @@ def stacked(
     return losses
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of attention, which vmap has no rule for
 @pytest.mark.parametrize("common", [False, True], ids=["each its own", "in common"])
 @pytest.mark.parametrize("case", CASES)
 def test_inside_vmap_numbers_and_gradients_are_those_of_a_loop(case, common):

@@ -147,8 +147,12 @@ def test_apfl_with_all_weight_on_its_own_model_is_local_learning():
     apfl, local = run("apfl", alpha=1.0), run("local")
     for one, other in zip(apfl.private, local.private, strict=True):
         assert distance(unprefixed("personal_", one), other) < EXACT
-    for one, other in zip(evaluated("apfl", alpha=1.0)["received"], evaluated("local")["received"], strict=True):
-        assert one == pytest.approx(other)
+    # but for who never learned, and has the common model as its own
+    joined = sorted(apfl.joined)
+    assert joined == sorted(local.joined)
+    one, other = (evaluated(name, **alpha)["received"] for name, alpha in (("apfl", {"alpha": 1.0}), ("local", {})))
+    for client in joined:
+        assert one[client] == pytest.approx(other[client])
 
 
 def test_apfl_alpha_goes_down_the_slope_of_the_mixture():
