@@ -111,7 +111,7 @@ CASES = {
     "scaffold, batch norm": (*NORMALISED, "method.name=scaffold", "method.server_lr=1.5"),
     "per_fedavg": (*SMOOTH, "method.name=per_fedavg", "method.alpha=0.1", "method.beta=0.2"),
     "pfedme": (*SMOOTH, "method.name=pfedme", "method.beta=0.5", "method.lr=0.03", "method.steps=3"),
-    # with the published rate of theta, rounding grows a thousandfold a round
+    # with the published rate of theta, rounding grows some hundredfold a round
     "pfedme, batch norm": (
         *NORMALISED,
         "method.name=pfedme",
