@@ -40,7 +40,7 @@ def run(arguments: Sequence[str], world: World) -> None:
             check, options = check_flag(arguments)
             environment.check()
             points = expand(options, OPTIONS)
-        if len(points) > 1 or points[0].name:
+        if points[0].name:
             return run_all(points, check, world, planned, one_run)
         plan = planned(points[0].config, world, check)
         if check is not None:

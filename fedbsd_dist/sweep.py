@@ -207,6 +207,8 @@ def _check(points: Sequence[Point]) -> None:
         raise UserError(f"sweep.slice={first.sweep.slice}: name the folder that all slices share, sweep.dir=FOLDER.")
     seen: dict[str, Point] = {}
     for point in points:
+        if not point.name:  # it would be in the folder of the others
+            raise UserError("a run of this sweep has no name: say which method an empty element of a list stands for.")
         if point.name in seen:
             raise UserError(f"two runs of this sweep would be called {point.name}; give every value once.")
         seen[point.name] = point

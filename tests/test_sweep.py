@@ -124,6 +124,7 @@ def test_slices_have_every_run_once(parts: int):
     [
         (["seed=[]"], "seed=[]: an empty list"),
         (["seed=[0,0]"], "two runs of this sweep would be called seed0"),
+        (["method=[{},fedavg]"], "a run of this sweep has no name"),
         (["seed=[0,-1]"], "the run seed-1 of this sweep: seed=-1"),
         (["method.name=[fedavg,fedsgd]"], "the run fedsgd of this sweep: method.name=fedsgd"),
         (["method.name=[fedavg,fedprox]", "method.mu=0.1"], "the run fedavg of this sweep: method.mu"),
