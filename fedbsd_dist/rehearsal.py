@@ -189,23 +189,31 @@ def check_captured(config: RunConfig, model: FlatModel, shape: Shape, num_classe
 
 def check_stacked(config: RunConfig, model: FlatModel, shape: Shape, num_classes: int) -> None:
     """Raises UserError where two clients together do not learn what each of them learns alone: the method is not as it
-    says with `stacks`. On copies of `model`, which computes in float32. Of what else fails the rehearsal tells.
+    says with `stacks`. On copies of `model`, which computes in float32. Of what fails alone, too, the rehearsal tells.
     """
     shard = _noise(shape, num_classes, model.device)
+    method = config.method.factory or config.method.name
     # the last batch is a smaller one
     config = _options(config, batch_size=FEW[0] - 1, cuda_graphs=False)
     with torch.random.fork_rng(devices=[]):
         try:
             alone = _learned(_clients(config, copy.deepcopy(model), shard), together=False)
-            found = _learned(_clients(config, copy.deepcopy(model), shard), together=True)
         except UserError:
             raise
         except Exception:  # a method of the user's, on noise
             return
+        try:
+            found = _learned(_clients(config, copy.deepcopy(model), shard), together=True)
+        except UserError:
+            raise
+        except Exception as error:  # which alone it does not raise
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(
+                f"train.together: clients cannot learn together by {method} ({problem}). {REMEDY}"
+            ) from None
     for one, other in zip(alone, found, strict=True):
         apart, learned = (other - one).norm(), one.norm()
         if learned.isfinite() and not apart <= TOLERANCE * learned:
-            method = config.method.factory or config.method.name
             raise UserError(
                 f"train.together: two clients together do not learn by {method} what each of them learns alone (the "
                 f"difference is {apart / learned:.1g} of it). A loss must be a mean over its batch, of a term for each "

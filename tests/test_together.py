@@ -354,6 +354,44 @@ class Weighted(Method[Mine]):
         return turn.sgd(loss, epochs=1)
 
 
+class Asks(Method[Mine]):
+    """FedAvg that wants to know who learns, which of several is nobody."""
+
+    Options = Mine
+    shared = ("backbone", "head")
+    stacks = True
+
+    def learn(self, turn: Turn) -> Tensor:
+        return classify(turn, 1 + turn.client % 1)
+
+
+class Waits(Method[Mine]):
+    """FedAvg that looks at its loss."""
+
+    Options = Mine
+    shared = ("backbone", "head")
+    stacks = True
+
+    def learn(self, turn: Turn) -> Tensor:
+        def loss(images: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+            classification = F.cross_entropy(turn.model.module(images), labels)
+            return classification * (classification.item() >= 0), [classification]
+
+        return turn.sgd(loss, epochs=1)
+
+
+@pytest.mark.parametrize(("name", "said"), [("Asks", "has no attribute 'client'"), ("Waits", "item")])
+def test_a_method_that_fails_together_alone_is_refused(name: str, said: str, tmp_path: Path, capsys):
+    mine = (f"method.factory={__name__}:{name}", f"run.dir={tmp_path}/run")
+    assert alone(*COMMON, *mine, "train.together=4") == 2
+    error = capsys.readouterr().err
+    assert f"clients cannot learn together by test_together:{name}" in error
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    assert alone(*COMMON, *mine) == 0
+
+
 def test_a_loss_that_is_no_mean_of_terms_of_samples_is_refused(tmp_path: Path, capsys):
     mine = (f"method.factory={__name__}:Weighted", f"run.dir={tmp_path}/run")
     assert alone(*COMMON, *mine, "train.together=4") == 2
