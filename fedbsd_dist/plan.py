@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,8 +28,9 @@ from fedbsd_dist.models.flat import Extra, FlatModel
 from fedbsd_dist.models.networks import Shape
 from fedbsd_dist.models.precision import learn_in_bfloat16
 from fedbsd_dist.models.split import build_model
-from fedbsd_dist.rehearsal import check_captured, check_method, check_stacked, rehearse
+from fedbsd_dist.rehearsal import rehearse
 from fedbsd_dist.together import check_together
+from fedbsd_dist.trials import check_captured, check_method, check_stacked, check_weights, checked_extras
 from fedbsd_dist.units import size
 from fedbsd_dist.wire.channel import Channel, Coding
 from fedbsd_dist.wire.codecs import Codec, code_bytes, make_codec
@@ -330,30 +330,6 @@ def make_model(
     if config.train.precision == "bfloat16":
         learn_in_bfloat16(split, device)
     return method, model
-
-
-def checked_extras(method: Method[Any], config: RunConfig, model: FlatModel) -> Mapping[str, Extra]:
-    """Those of the method. Raises UserError for what cannot be added to the model."""
-    extras, said = method.extras(model.groups), f"method.factory={config.method.factory}: extras"
-    if not isinstance(extras, Mapping) or not all(isinstance(extra, Extra) for extra in extras.values()):
-        raise UserError(f"{said} must return a mapping of names to fedbsd_dist.models.flat.Extra.")
-    for name, extra in extras.items():
-        if name in model.buffers:
-            raise UserError(f"{said}: {name} is a group of the model. Choose another name.")
-        if extra.like and extra.like not in model.buffers:
-            raise UserError(f"{said}: {name} is like {extra.like}; this model has {', '.join(model.buffers)}.")
-    return extras
-
-
-def check_weights(method: Method[Any], config: RunConfig, train_sizes: Sequence[int]) -> None:
-    """Raises UserError where a client would not count as a number that can be a weight."""
-    for samples in sorted(set(train_sizes)):
-        weight = method.weight(samples)
-        if not (math.isfinite(weight) and weight >= 0):
-            raise UserError(
-                f"method.factory={config.method.factory}: the weight of a client with {samples} training samples is "
-                f"{weight}; it must be a number from 0 up."
-            )
 
 
 def divide(samples: Samples, config: RunConfig) -> tuple[RunConfig, Partition]:

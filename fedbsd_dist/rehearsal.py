@@ -1,8 +1,6 @@
 """What a client's turn takes, by a rehearsal: the method's own local learning on a few samples of zeros, twice, with
 all bytes of tensors counted after every operation. They are linear in the number of samples, operation by operation, so
 that two sizes tell of every other. Where clients learn together, two of them rehearse, and each takes half.
-
-The same turn without a count tells whether the steps can be captured.
 """
 
 import copy
@@ -18,14 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedbsd_dist.clients import Clients
 from fedbsd_dist.config import RunConfig
 from fedbsd_dist.data.shards import Shard
-from fedbsd_dist.errors import UserError
 from fedbsd_dist.methods import make_method
 from fedbsd_dist.models.flat import FlatModel
 from fedbsd_dist.models.networks import Shape
-from fedbsd_dist.together import REMEDY, Turns
+from fedbsd_dist.together import Turns
 
-TOLERANCE = 0.1
-"""Of what is learned: rounding in float32 was seen to make 0.02 of it, through many normalisations."""
 FEW = (4, 6)
 """Samples of a rehearsal: enough for batch norm on half of them."""
 
@@ -117,12 +112,12 @@ def _turn(
     config: RunConfig, model: FlatModel, shape: Shape, num_classes: int, samples: int
 ) -> tuple[tuple[list[float], list[float]], int, float]:
     """((bytes after every operation of learning, and of a test), bytes before it, bytes of a sample's features)."""
-    model, shard = copy.deepcopy(model), _shard(shape, num_classes, samples, model.device)
-    config = _options(config, batch_size=samples, cuda_graphs=False)
+    model, shard = copy.deepcopy(model), black(shape, num_classes, samples, model.device)
+    config = short(config, batch_size=samples, cuda_graphs=False)
     parts = shard.train_images, shard.train_labels, shard.mean, shard.std
     live = Live([*model.buffers.values(), *model.module.buffers(), *parts])
     with torch.random.fork_rng(devices=[]), live:
-        clients = _clients(config, model, shard)
+        clients = clients_on(config, model, shard)
         turns = [clients.receive(client, 1) for client in clients.shards]
         first, turn, number = len(live.series), turns[0], len(turns)
         clients.method.learn(turn if number == 1 else Turns(turns))
@@ -136,118 +131,15 @@ def _turn(
     return marks, before, features
 
 
-def check_method(config: RunConfig, model: FlatModel, shape: Shape, num_classes: int) -> None:
-    """Raises UserError where a method of the user's does not return what a round needs, on a copy of `model`. What it
-    raises itself it will raise there again, with a traceback.
-    """
-    config = _options(config, batch_size=FEW[0] - 1, cuda_graphs=False, together=1)
-    with torch.random.fork_rng(devices=[]):
-        clients = _clients(config, copy.deepcopy(model), _noise(shape, num_classes, model.device))
-        method, turn = clients.method, clients.receive(0, 1)
-        try:
-            sums = method.learn(turn)
-            mean = {name: clients.model.buffers[name].clone() for name in clients.shared}
-            moved = method.update(clients.shared, mean, 1.0, config.data.num_clients)
-        except UserError:
-            raise
-        except Exception:
-            return
-    width, said = len(method.losses) + 1, f"method.factory={config.method.factory}"
-    if not isinstance(sums, Tensor) or not sums.is_floating_point() or sums.shape != (width,):
-        raise UserError(
-            f"{said}: learn must return what turn.sgd does, a float tensor [{width}]: the sums of its losses "
-            f"({', '.join(method.losses)}) and of samples. It returned {_described(sums)}."
-        )
-    if not isinstance(moved, Mapping) or moved.keys() != mean.keys():
-        what = f"one of {', '.join(moved) or 'nothing'}" if isinstance(moved, Mapping) else _described(moved)
-        raise UserError(f"{said}: update must return a mapping of what is shared, {', '.join(mean)}. It is {what}.")
-    for name, values in moved.items():
-        if not isinstance(values, Tensor) or values.shape != mean[name].shape:
-            raise UserError(f"{said}: update must return {name} as {_described(mean[name])}, not {_described(values)}.")
-
-
-def _described(value: object) -> str:
-    return f"a tensor {[*value.shape]}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def check_captured(config: RunConfig, model: FlatModel, shape: Shape, num_classes: int) -> None:
-    """Raises UserError where the method's steps cannot be captured as CUDA graphs; `model` is on the GPU, and a copy of
-    it learns from batches of one size, so that each step of a turn comes again. Of what else fails there the
-    rehearsal of memory tells.
-    """
-    model, shard = copy.deepcopy(model), _shard(shape, num_classes, FEW[0], model.device)
-    with torch.random.fork_rng(devices=[]):
-        try:
-            clients = _clients(_options(config, batch_size=FEW[0] // 2), model, shard)
-            turns = [clients.receive(client, 1) for client in clients.shards]
-            clients.method.learn(turns[0] if len(turns) == 1 else Turns(turns))
-        except UserError:
-            raise
-        except Exception:  # a method of the user's, on images that are all black
-            return
-
-
-def check_stacked(config: RunConfig, model: FlatModel, shape: Shape, num_classes: int) -> None:
-    """Raises UserError where two clients together do not learn what each of them learns alone: the method is not as it
-    says with `stacks`. On copies of `model`, which computes in float32. Of what fails alone, too, the rehearsal tells.
-    """
-    shard = _noise(shape, num_classes, model.device)
-    method = config.method.factory or config.method.name
-    # the last batch is a smaller one
-    config = _options(config, batch_size=FEW[0] - 1, cuda_graphs=False)
-    with torch.random.fork_rng(devices=[]):
-        try:
-            alone = _learned(_clients(config, copy.deepcopy(model), shard), together=False)
-        except UserError:
-            raise
-        except Exception:  # a method of the user's, on noise
-            return
-        try:
-            found = _learned(_clients(config, copy.deepcopy(model), shard), together=True)
-        except UserError:
-            raise
-        except Exception as error:  # which alone it does not raise
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise UserError(
-                f"train.together: clients cannot learn together by {method} ({problem}). {REMEDY}"
-            ) from None
-    for one, other in zip(alone, found, strict=True):
-        apart, learned = (other - one).norm(), one.norm()
-        if learned.isfinite() and not apart <= TOLERANCE * learned:
-            raise UserError(
-                f"train.together: two clients together do not learn by {method} what each of them learns alone (the "
-                f"difference is {apart / learned:.1g} of it). A loss must be a mean over its batch, of a term for each "
-                f"sample (Method.stacks). {REMEDY}"
-            )
-
-
-def _learned(clients: Clients, *, together: bool) -> tuple[Tensor, Tensor]:
-    """How all state has changed when two clients have learned, [2, numel], and the sums of their losses."""
-    turns = [clients.receive(client, 1) for client in clients.shards]
-    start = torch.cat([*clients.model.buffers.values()])
-    if together:
-        several = Turns(turns)
-        ends = [
-            (torch.cat([*clients.model.buffers.values()]), losses)
-            for _, losses in several.each(clients.method.learn(several))
-        ]
-    else:
-        ends = []
-        for client in clients.shards:
-            losses = clients.method.learn(clients.receive(client, 1))
-            ends.append((torch.cat([*clients.model.buffers.values()]), losses))
-    states, losses = (torch.stack(of) for of in zip(*ends, strict=True))
-    return states - start, losses
-
-
-def _options(config: RunConfig, **train: Any) -> RunConfig:
+def short(config: RunConfig, **train: Any) -> RunConfig:
     """Two epochs, and the options of `train`."""
     options = config.train.model_copy(update={"local_epochs": 2, **train})
     client = config.client.model_copy(update={"store": "device"})
     return config.model_copy(update={"train": options, "client": client})
 
 
-def _shard(shape: Shape, num_classes: int, samples: int, device: torch.device) -> Shard:
+def black(shape: Shape, num_classes: int, samples: int, device: torch.device) -> Shard:
+    """So many black images, of each class in turn, for every purpose."""
     channels, height, width = shape
     images = torch.zeros(samples, height, width, channels, dtype=torch.uint8, device=device)
     labels = torch.arange(samples, device=device) % num_classes
@@ -261,14 +153,7 @@ def _shard(shape: Shape, num_classes: int, samples: int, device: torch.device) -
     )
 
 
-def _noise(shape: Shape, num_classes: int, device: torch.device) -> Shard:
-    shard = _shard(shape, num_classes, FEW[0], device)
-    draw = torch.Generator().manual_seed(0)
-    shard.train_images.copy_(torch.randint(256, shard.train_images.shape, generator=draw, dtype=torch.uint8))
-    return shard
-
-
-def _clients(config: RunConfig, model: FlatModel, shard: Shard) -> Clients:
-    """One, or two where they learn together."""
+def clients_on(config: RunConfig, model: FlatModel, shard: Shard) -> Clients:
+    """One client with these samples, or two where they learn together."""
     number = 2 if config.train.together > 1 else 1
     return Clients(config, make_method(config.method, config.train), model, dict.fromkeys(range(number), shard))

@@ -10,7 +10,7 @@ from ranks import run_ranks
 from test_interface import SHORT, alone
 from torch.nn import functional as F
 
-from fedbsd_dist import host_memory, rehearsal
+from fedbsd_dist import host_memory, rehearsal, trials
 from fedbsd_dist.commandline import load
 from fedbsd_dist.errors import UserError
 from fedbsd_dist.host_memory import Place, available_bytes, places
@@ -221,7 +221,7 @@ def test_every_step_comes_again_where_it_is_tried_whether_steps_can_be_captured(
     plan = plan_for(1, *options)
     shapes.clear()
     before = plan.model.digest
-    rehearsal.check_captured(plan.config, plan.model, (1, 16, 16), 10)
+    trials.check_captured(plan.config, plan.model, (1, 16, 16), 10)
     assert shapes
     assert all(number >= 2 for seen in shapes for number in seen.values())
     assert plan.model.digest == before
@@ -236,7 +236,7 @@ def test_only_what_cannot_be_captured_is_refused(error: Exception, monkeypatch) 
     monkeypatch.setattr("fedbsd_dist.client.captured", fails)
     refused = pytest.raises(UserError, match="captured") if isinstance(error, UserError) else nullcontext()
     with refused:
-        rehearsal.check_captured(plan.config, plan.model, (1, 16, 16), 10)
+        trials.check_captured(plan.config, plan.model, (1, 16, 16), 10)
 
 
 def test_a_method_that_cannot_be_rehearsed_is_run_all_the_same(monkeypatch) -> None:

@@ -21,7 +21,7 @@ FLOORS = [
     {"sweep"},
     {"record", "pictures"},
     {"plan"},
-    {"federation", "memory"},
+    {"federation", "memory", "trials"},
     {"rehearsal", "testing"},
     {"clients"},
     {"together"},
