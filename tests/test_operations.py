@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from test_together import Counting
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedbsd_dist.operations import FewKernels
 
@@ -161,28 +161,16 @@ def test_a_gradient_of_a_gradient_is_refused(case):
         gradient.square().sum().backward()
 
 
-class Kernels(TorchDispatchMode):
-    """Counts the operations that a GPU has to start something for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if not (function.is_view or "empty" in str(function) or "view" in str(function)):
-            self.seen[str(function)] += 1
-        return function(*args, **(kwargs or {}))
-
-
 def kernels_of(case: str, mode: TorchFunctionMode) -> Counter[str]:
     """Of the losses [CLIENTS, SAMPLES] and the gradients of all that has one."""
     loss, values, batch = CASES[case]
     state, rows = inputs(values, batch)
     ones = torch.ones(CLIENTS, SAMPLES, dtype=torch.float64)
-    with Kernels() as kernels:
+    with Counting() as counting:
         losses = stacked(mode, loss, state, rows)
         torch.autograd.grad(losses, differentiable(state, rows), ones)
-    return kernels.seen
+    # those that a GPU has to start something for
+    return Counter({name: n for name, n in counting.seen.items() if "empty" not in name and "view" not in name})
 
 
 def test_a_convolution_is_products():

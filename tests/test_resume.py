@@ -297,7 +297,7 @@ def test_a_record_that_lacks_its_last_round_goes_on_from_the_one_before(stopped:
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "ledger.jsonl"])
-@pytest.mark.parametrize("line", ["{", "[1]", "nothing"])
+@pytest.mark.parametrize("line", ["{", "{}", "[1]", "nothing"])
 def test_a_line_that_is_none_is_named(name: str, line: str, stopped: Path, capsys) -> None:
     text = (stopped / name).read_text()
     (stopped / name).write_text(f"{line}\n{text}")

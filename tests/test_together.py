@@ -407,7 +407,13 @@ def test_a_loss_that_is_no_mean_of_terms_of_samples_is_refused(tmp_path: Path, c
 @pytest.mark.parametrize("network", ["cnn", "resnet18_gn"])
 def test_rounding_is_not_refused(network, precision):
     """By the largest of differences there are: in half precision, and through many normalisations."""
-    options = (f"model.name={network}", "model.factory=''", f"train.precision={precision}", "train.together=2")
+    options = (
+        f"method.factory={__name__}:Doubles",
+        f"model.name={network}",
+        "model.factory=''",
+        f"train.precision={precision}",
+        "train.together=2",
+    )
     plan = make_plan(load([*COMMON, *options], OPTIONS), meet())
     assert plan.config.train.together == 2
 

@@ -185,8 +185,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True), start=1):
         try:
             if line.endswith("\n"):
-                lines.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
+                lines.append(json.loads(line))
+                lines[-1]["round"]  # which every line has
+        except (ValueError, TypeError, KeyError):
             raise UserError(
                 f"{path}: line {number} is no line of a record. Bring the file back, or start again with "
                 "run.overwrite=true or another run.dir."
